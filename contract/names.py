@@ -1,0 +1,127 @@
+"""Names that two parts must agree on: exit codes, failure classes, environment variables, phases.
+
+Constants only. Each carries one line that says what it means.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+API_GROUP = "inferencerun.dev"
+API_VERSION = "v1alpha1"
+KIND = "InferenceRun"
+
+ENV_SETTINGS = "INFERENCERUN_SETTINGS"
+"""JSON text of `contract.settings.WorkerSettings`: everything a worker must know of its run."""
+ENV_POD_NAME = "INFERENCERUN_POD_NAME"
+"""Name of the pod (or local process) a worker runs in; goes into `owner.pod`."""
+ENV_POD_UID = "INFERENCERUN_POD_UID"
+"""Unique id of the pod (or local process); goes into `owner.uid` and keys the release of its shards."""
+ENV_NODE_NAME = "INFERENCERUN_NODE_NAME"
+"""Node (or host) a worker runs on; goes into `owner.node`."""
+ENV_TERMINATION_LOG = "INFERENCERUN_TERMINATION_LOG"
+"""Path of the flight recorder file; the kubelet's default is /dev/termination-log."""
+ENV_LIFELINE_FD = "INFERENCERUN_LIFELINE_FD"
+"""File descriptor of a pipe held open by the local coordinator: end of file means the coordinator is gone, drain."""
+ENV_VIRAL_MODE = "VIRNUCPRO_VIRAL_CHECKPOINT_MODE"
+"""`true` selects the `viral` checkpoint profile when the spec names none (alias kept from the system this descends from)."""
+
+MAX_TERMINATION_MESSAGE_BYTES = 4096
+"""The kubelet keeps this much of a container's termination message and cuts the rest."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a worker: the one table for both sides (design: worker pod)."""
+
+    NO_WORK_LEFT = 0
+    """Every shard is final or held by somebody else."""
+    INVALID = 64
+    """Bad spec or input; the same pod would fail again."""
+    STORE_REFUSED = 69
+    """Credentials, bucket or a store without working conditional puts."""
+    TRANSIENT = 75
+    """Store unreachable, or the model process kept dying."""
+    NO_PROGRESS = 76
+    """No batch finished within the no-progress timeout."""
+    GPU_HARDWARE = 77
+    """The device is broken: ECC, Xid, fallen off the bus."""
+    MEMORY = 78
+    """Host or GPU memory exhausted beyond what splitting a batch can mend."""
+    FENCED = 79
+    """Another epoch owns the shard and there was nothing else to do."""
+    DRAINED = 143
+    """SIGTERM was honoured: finished rows are committed, the shard is released."""
+
+
+class FailureClass(StrEnum):
+    """Why a worker ended, in the order of judgement (design section 7)."""
+
+    DONE = "Done"
+    INTENDED = "Intended"
+    SPOT_EVICTION = "SpotEviction"
+    NODE_LOST = "NodeLost"
+    NODE_REJECTED = "NodeRejected"
+    GPU_HARDWARE = "GpuHardware"
+    OUT_OF_MEMORY = "OutOfMemory"
+    POISON_INPUT = "PoisonInput"
+    DISK_PRESSURE = "DiskPressure"
+    CONFIGURATION = "Configuration"
+    IMAGE_PULL = "ImagePull"
+    CRASH_LOOP = "CrashLoop"
+    TRANSIENT = "Transient"
+
+
+class QuarantineClass(StrEnum):
+    """Why a record has no row in any checkpoint."""
+
+    INVALID_RECORD = "InvalidRecord"
+    """The reader or tokeniser refused it: empty, illegal letter, not JSON."""
+    TOO_LONG = "TooLong"
+    """Longer than maxLength under `onTooLong: quarantine`."""
+    POISON_INPUT = "PoisonInput"
+    """It killed the model process, or made it raise, twice alone."""
+    NON_FINITE = "NonFinite"
+    """Its row held NaN or infinity, in fp32 too."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """It does not fit the device alone."""
+
+
+class Phase(StrEnum):
+    """`status.phase` of a run."""
+
+    PENDING = "Pending"
+    PLANNING = "Planning"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    CIRCUIT_OPEN = "CircuitOpen"
+    FINALIZING = "Finalizing"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """`status.conditions[].type` of a run."""
+
+    ACCEPTED = "Accepted"
+    PLANNED = "Planned"
+    PROGRESSING = "Progressing"
+    SUSPENDED = "Suspended"
+    CIRCUIT_OPEN = "CircuitOpen"
+    DEGRADED = "Degraded"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class CheckpointReason(StrEnum):
+    """Which trigger wrote a checkpoint."""
+
+    SEQUENCE_THRESHOLD = "sequence_threshold"
+    """everyRecords reached."""
+    TIME_THRESHOLD = "time_threshold"
+    """everySeconds reached."""
+    EMERGENCY_TIME_OVERRIDE = "emergency_time_override"
+    """emergencySeconds reached, even inside a batch window."""
+    BYTES_THRESHOLD = "bytes"
+    """everyBytes pending: what is pending must be uploadable within the grace period."""
+    SHUTDOWN = "shutdown"
+    """Drain, or end of the shard."""

@@ -1,0 +1,1 @@
+"""Object stores with compare-and-swap: the protocol, its errors, and one module per backend."""
