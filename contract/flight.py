@@ -1,0 +1,83 @@
+"""The flight recorder: what a worker was doing, in at most 4,096 bytes, readable after any death. Pure.
+
+The worker overwrites its termination-message file before each batch and when it ends. The kubelet hands the file to the
+API even when the whole container is OOM-killed; on one machine the coordinator reads it. So whoever judges the death
+knows which records were in flight when nothing could be said any more.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from contract.names import MAX_TERMINATION_MESSAGE_BYTES
+
+_KIND = "inferencerun-flight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """The last thing a worker wrote."""
+
+    shard: int | None = None
+    """Shard it held; None = none."""
+    epoch: int | None = None
+    first: int | None = None
+    """First ordinal in flight in the model process; None = nothing in flight."""
+    next: int | None = None
+    """Ordinal after the last one in flight."""
+    has_claimed: bool = False
+    """Whether this worker has claimed any shard since it started."""
+    has_committed: bool = False
+    """Whether this worker has committed anything since it started."""
+    model_restarts: int = 0
+    """Times the model process was started again."""
+    exit_code: int | None = None
+    """The exit code the worker is about to end with; None = it was still working."""
+    detail: str = ""
+    """The error that ends it, for people."""
+
+
+def to_text(flight: Flight) -> str:
+    """The file's content, never above the kubelet's limit: the detail is cut, not the facts."""
+    detail = flight.detail
+    while True:
+        text = json.dumps(
+            {
+                "kind": _KIND,
+                "shard": flight.shard,
+                "epoch": flight.epoch,
+                "first": flight.first,
+                "next": flight.next,
+                "claimed": flight.has_claimed,
+                "committed": flight.has_committed,
+                "modelRestarts": flight.model_restarts,
+                "exitCode": flight.exit_code,
+                "detail": detail,
+            }
+        )
+        excess = len(text) - MAX_TERMINATION_MESSAGE_BYTES
+        if excess <= 0:
+            return text
+        detail = detail[: max(0, len(detail) - max(excess, 16))]
+
+
+def from_text(text: str) -> Flight | None:
+    """The flight in a termination message; None when it is not ours (empty, cut, or the log's tail)."""
+    try:
+        fields = json.loads(text)
+        if fields["kind"] != _KIND:
+            return None
+        return Flight(
+            shard=fields["shard"],
+            epoch=fields["epoch"],
+            first=fields["first"],
+            next=fields["next"],
+            has_claimed=fields["claimed"],
+            has_committed=fields["committed"],
+            model_restarts=fields["modelRestarts"],
+            exit_code=fields["exitCode"],
+            detail=fields["detail"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
