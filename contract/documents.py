@@ -67,7 +67,7 @@ def decode(
             raise Corrupt(f"{where}: no migration of {kind} from format version {found}")
         fields = migrations[found](fields)
         found += 1
-    return fields
+    return dict(fields)
 
 
 def _remedy(kind: str) -> str:

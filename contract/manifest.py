@@ -66,6 +66,8 @@ class Checkpoint:
     created_at: datetime
     seconds: float
     """Worker seconds since the commit (or claim) before it: what its loss would have cost."""
+    next_offset: int | None = None
+    """Offset at which reading resumes after its last record; None = unknown, read from the range's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +281,7 @@ def to_json(manifest: ShardManifest) -> bytes:
                 "sha256": item.sha256,
                 "createdAt": stamp(item.created_at),
                 "seconds": item.seconds,
+                "nextOffset": item.next_offset,
             }
             for item in manifest.checkpoints
         ],
@@ -366,6 +369,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
                 sha256=item["sha256"],
                 created_at=datetime.fromisoformat(item["createdAt"]),
                 seconds=item["seconds"],
+                next_offset=item["nextOffset"],
             )
             for item in fields["checkpoints"]
         ),
