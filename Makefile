@@ -1,0 +1,61 @@
+# Every target sets up what it needs: an empty machine with Python >= 3.11 and a package registry is enough.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/installed
+MODEL ?= kmer
+
+# The formats and the deciders: no I/O, so every line can be reached by a plain test, and is.
+PURE := contract/* controller/api.py controller/planner.py controller/failure_policy.py controller/breaker.py \
+	controller/conditions.py worker/batching.py worker/progress.py worker/shards.py
+empty :=
+comma := ,
+PURE_LIST := $(subst $(empty) ,$(comma),$(strip $(PURE)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench bench-gpu clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+setup: $(SETUP) ## create .venv with everything installed (again only when pyproject.toml or constraints.txt changed)
+
+demo: $(SETUP) ## embed real proteins, killing workers half-way, and verify the result (MODEL=kmer or esm2)
+	$(BIN)/python examples/demo.py --model $(MODEL)
+
+test: $(SETUP) ## run all tests; fails below 95 % line coverage of the formats and deciders
+	$(BIN)/coverage erase
+	$(BIN)/pytest -n 2 --cov=contract --cov=controller --cov=worker --cov=cli --cov-report=
+	$(BIN)/coverage report --include='$(PURE_LIST)' --skip-covered --fail-under=95
+
+lint: $(SETUP) ## ruff, mypy, import-linter, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+bench: $(SETUP) ## measure on the CPU what packing gains
+	$(BIN)/python benchmarks/packing.py
+
+bench-gpu: $(SETUP) ## measure ESM-2 650M and 3B on one GPU, beside a large GEMM of the same run (under 8 minutes)
+	$(BIN)/python benchmarks/gpu_esm2.py
+
+clean: ## remove build products, caches and the demo's output; .venv stays
+	rm -rf build dist *.egg-info demo-output .coverage* .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# pip >= 25.1 knows dependency groups; from 26.2 on it no longer applies PIP_CONSTRAINT inside build environments, which
+# machines that must build against given versions rely on.
+$(SETUP): pyproject.toml constraints.txt
+	@python=$$(for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done); \
+	if [ -z "$$python" ]; then echo 'No Python >= 3.11 found: install one, or name it: make setup PYTHON=...' >&2; exit 1; fi; \
+	test -x $(BIN)/python || $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'pip>=25.1,<26.2'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,cli]' --group test --group lint
+	@$(BIN)/python -c 'import torch; print(f"torch {torch.__version__}:", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build")'
+	@if ls -d $(VENV)/lib/python3*/site-packages/nvidia_*.dist-info >/dev/null 2>&1 && [ -n "$(REQUIRE_CPU_TORCH)" ]; then \
+	    echo 'CUDA packages came with torch, and REQUIRE_CPU_TORCH is set: offer pip a CPU build of the version in constraints.txt' >&2; \
+	    echo '(PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), remove $(VENV) and run this again.' >&2; exit 1; fi
+	@touch $(SETUP)
