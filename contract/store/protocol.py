@@ -18,6 +18,17 @@ ETag = NewType("ETag", str)
 Body = bytes | BytesIO
 
 
+def view_of(body: Body) -> memoryview:
+    """The whole body without a copy, wherever a BytesIO's position is. Release it before the BytesIO is used again."""
+    return body.getbuffer() if isinstance(body, BytesIO) else memoryview(body)
+
+
+def checked_range(start: int, end: int | None) -> None:
+    """Raise ValueError unless 0 <= start <= end: a wrong range is the caller's mistake on every backend."""
+    if start < 0 or (end is not None and end < start):
+        raise ValueError(f"a byte range needs 0 <= start <= end, not [{start}, {end})")
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """An object as read."""
@@ -49,6 +60,8 @@ class ObjectStore(Protocol):
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
         """Bytes [start, end) of the object (end None, or beyond its size: to its end), and the whole object's ETag.
+
+        A start at or beyond the object's size gives no bytes.
 
         Raises:
             NotFound: no such object.
