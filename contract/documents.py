@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from contract.errors import Corrupt, NewerFormat
@@ -58,9 +59,15 @@ def decode(
     if not isinstance(found, int) or found < 1:
         raise Corrupt(f"{where}: formatVersion {found!r} is not a positive number; {_remedy(kind)}")
     if found > version:
-        raise NewerFormat(f"{where}: format version {found} of {kind} is newer than {version}: upgrade this installation")
+        raise NewerFormat(
+            f"{where}: format version {found} of {kind} is newer than {version}: upgrade this installation"
+        )
     checksum = fields.pop("checksum", None)
-    if checksum != hashlib.sha256(canonical(fields)).hexdigest():
+    try:
+        is_intact = checksum == hashlib.sha256(canonical(fields)).hexdigest()
+    except ValueError:  # NaN or a lone surrogate: JSON for Python, and nothing that `encode` can have written
+        is_intact = False
+    if not is_intact:
         raise Corrupt(f"{where}: checksum does not match the content; {_remedy(kind)}")
     while found < version:
         if migrations is None or found not in migrations:
@@ -70,7 +77,18 @@ def decode(
     return dict(fields)
 
 
+@contextmanager
+def reading_fields(kind: str, *, where: str) -> Iterator[None]:
+    """Turn a missing or misspelt field of a decoded document into Corrupt: intact, but written by something else."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"{where}: the {kind} lacks or misspells a field ({error!r}); {_remedy(kind)}") from error
+
+
 def _remedy(kind: str) -> str:
     if kind == "ShardManifest":
-        return "run 'inferencerun repair OUTPUT_URI --shard N' to set this shard back to unclaimed (its records run again)"
+        return (
+            "run 'inferencerun repair OUTPUT_URI --shard N' to set this shard back to unclaimed (its records run again)"
+        )
     return "restore the object from a backup or object version, or start a new generation with --restart"

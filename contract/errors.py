@@ -21,7 +21,7 @@ class SpecError(InferenceRunError):
 
 
 class InvalidInput(InferenceRunError):
-    """An input object cannot be read as what it claims to be. Permanent; the message names object, offset and remedy."""
+    """An input object is not what it claims to be. Permanent; the message names object, offset and remedy."""
 
     exit_code = ExitCode.INVALID
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from contract.names import MAX_TERMINATION_MESSAGE_BYTES
 
 _KIND = "inferencerun-flight"
+_MAX_BYTES_PER_CHARACTER = 12
+"""JSON writes a character beyond the first plane as two escapes of six."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Flight:
 
 def to_text(flight: Flight) -> str:
     """The file's content, never above the kubelet's limit: the detail is cut, not the facts."""
-    detail = flight.detail
+    detail = flight.detail[:MAX_TERMINATION_MESSAGE_BYTES]
     while True:
         text = json.dumps(
             {
@@ -59,7 +61,7 @@ def to_text(flight: Flight) -> str:
         excess = len(text) - MAX_TERMINATION_MESSAGE_BYTES
         if excess <= 0:
             return text
-        detail = detail[: max(0, len(detail) - max(excess, 16))]
+        detail = detail[: -max(1, excess // _MAX_BYTES_PER_CHARACTER)]
 
 
 def from_text(text: str) -> Flight | None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from contract.documents import decode, encode
+from contract.documents import decode, encode, reading_fields
+from contract.layout import checked_data_key
 from contract.manifest import ShardManifest, ShardStatus
 from contract.names import QuarantineClass
 
@@ -80,7 +81,8 @@ def to_json(index: Index) -> bytes:
         "generation": index.generation,
         "records": index.records,
         "files": [
-            {"key": item.key, "records": item.records, "bytes": item.bytes, "sha256": item.sha256} for item in index.files
+            {"key": item.key, "records": item.records, "bytes": item.bytes, "sha256": item.sha256}
+            for item in index.files
         ],
         "quarantined": [
             {"object": item.object, "offset": item.offset, "id": item.id, "class": item.quarantine_class.value}
@@ -92,20 +94,24 @@ def to_json(index: Index) -> bytes:
 
 
 def from_json(body: bytes, *, where: str) -> Index:
-    """The index stored in `body`; raises Corrupt or NewerFormat."""
+    """The index stored in `body`; raises Corrupt (for a key outside the generation too) or NewerFormat."""
     fields = decode(KIND, FORMAT_VERSION, body, where=where)
-    return Index(
-        generation=fields["generation"],
-        records=fields["records"],
-        files=tuple(IndexedFile(**item) for item in fields["files"]),
-        quarantined=tuple(
-            IndexedQuarantine(
-                object=item["object"],
-                offset=item["offset"],
-                id=item["id"],
-                quarantine_class=QuarantineClass(item["class"]),
-            )
-            for item in fields["quarantined"]
-        ),
-        failed_shards=tuple(fields["failedShards"]),
-    )
+    with reading_fields(KIND, where=where):
+        index = Index(
+            generation=fields["generation"],
+            records=fields["records"],
+            files=tuple(IndexedFile(**item) for item in fields["files"]),
+            quarantined=tuple(
+                IndexedQuarantine(
+                    object=item["object"],
+                    offset=item["offset"],
+                    id=item["id"],
+                    quarantine_class=QuarantineClass(item["class"]),
+                )
+                for item in fields["quarantined"]
+            ),
+            failed_shards=tuple(fields["failedShards"]),
+        )
+    for item in index.files:
+        checked_data_key(item.key, generation=index.generation, where=where)
+    return index

@@ -1,6 +1,7 @@
 """Keys of one run under its output URI: build_* and parse_* side by side. Pure.
 
 Keys are relative to `<output.uri>/`. A shard, epoch or number wider than its padding simply grows, so nothing runs out.
+Each thing has one spelling: parse_* know only keys that build_* give back, so no object can be named in two ways.
 
     run.json                              identity and current generation, changed by conditional put
     coordinator.json                      who coordinates this output from one machine, changed by conditional put
@@ -51,7 +52,10 @@ def build_shard_key(generation: int, shard: int) -> str:
 def parse_shard_key(key: str) -> tuple[int, int] | None:
     """(generation, shard) of a shard manifest's key, None for any other key."""
     match = _SHARD.fullmatch(key)
-    return (int(match[1]), int(match[2])) if match else None
+    if match is None:
+        return None
+    parsed = int(match[1]), int(match[2])
+    return parsed if build_shard_key(*parsed) == key else None
 
 
 def build_data_prefix(generation: int) -> str:
@@ -72,18 +76,24 @@ def build_data_key(generation: int, shard: int, epoch: int, number: int) -> str:
 def parse_data_key(key: str) -> tuple[int, int, int, int] | None:
     """(generation, shard, epoch, number) of a checkpoint's key, None for any other key."""
     match = _DATA.fullmatch(key)
-    return (int(match[1]), int(match[2]), int(match[3]), int(match[4])) if match else None
+    if match is None:
+        return None
+    parsed = int(match[1]), int(match[2]), int(match[3]), int(match[4])
+    return parsed if build_data_key(*parsed) == key else None
 
 
-def checked_data_key(key: str, *, generation: int, shard: int, where: str) -> str:
-    """`key` if it is a checkpoint of this very shard; a manifest can make nobody read or delete anything else.
+def checked_data_key(key: str, *, generation: int, shard: int | None = None, where: str) -> str:
+    """`key` if it is a checkpoint of this very generation and shard (None: of any shard).
+
+    So a document that names keys can make nobody read or delete anything else.
 
     Raises:
         Corrupt: another shard's key, an absolute path, `..`, or no checkpoint key at all.
     """
     parsed = parse_data_key(key)
-    if parsed is None or parsed[:2] != (generation, shard):
-        raise Corrupt(f"{where}: names {key!r}, which is no checkpoint of generation {generation}, shard {shard}")
+    if parsed is None or parsed[0] != generation or shard not in (None, parsed[1]):
+        place = f"generation {generation}" if shard is None else f"generation {generation}, shard {shard}"
+        raise Corrupt(f"{where}: names {key!r}, which is no checkpoint of {place}")
     return key
 
 
@@ -105,11 +115,16 @@ def build_snapshots_prefix(generation: int) -> str:
 def build_snapshot_key(generation: int, name: str) -> str:
     """Key of a snapshot; `name` must be a DNS-like label (ValueError otherwise)."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"snapshot name {name!r}: use lower-case letters, digits, '-' and '.', at most 63, e.g. 'before-upgrade'")
+        raise ValueError(
+            f"snapshot name {name!r}: use lower-case letters, digits, '-' and '.', at most 63, e.g. 'before-upgrade'"
+        )
     return f"{build_snapshots_prefix(generation)}{name}.json"
 
 
 def parse_generation(key: str) -> int | None:
     """Generation a key belongs to, None outside all generations."""
     match = _GENERATION.match(key)
-    return int(match[1]) if match else None
+    if match is None:
+        return None
+    generation = int(match[1])
+    return generation if key.startswith(build_generation_prefix(generation)) else None

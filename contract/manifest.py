@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from contract.documents import decode, encode
-from contract.errors import Corrupt
+from contract.documents import decode, encode, reading_fields
 from contract.layout import checked_data_key
 from contract.names import FailureClass, QuarantineClass
 from contract.ranges import Ranges, contains, count, difference, normalised
@@ -192,7 +191,10 @@ def invariants(new: ShardManifest, current: ShardManifest | None) -> str | None:
     """
     settled = [*new.done, *((item.ordinal, item.ordinal + 1) for item in new.quarantined)]
     problems = (
-        (count(normalised(settled)) != sum(end - start for start, end in settled), "a record is done or quarantined twice"),
+        (
+            count(normalised(settled)) != sum(end - start for start, end in settled),
+            "a record is done or quarantined twice",
+        ),
         (sum(item.records for item in new.checkpoints) != count(new.done), "checkpoint rows and done records differ"),
         (
             new.status is ShardStatus.COMPLETE and (new.records is None or count(new.settled) != new.records),
@@ -202,7 +204,10 @@ def invariants(new: ShardManifest, current: ShardManifest | None) -> str | None:
             new.records is not None and bool(difference(new.settled, ((0, new.records),))),
             "an ordinal lies beyond the range's records",
         ),
-        ((new.status is ShardStatus.RUNNING) != (new.owner is not None), "running and having an owner must go together"),
+        (
+            (new.status is ShardStatus.RUNNING) != (new.owner is not None),
+            "running and having an owner must go together",
+        ),
         (not new.history or new.history[-1] != new.commit_id, "the history does not end with the commit id"),
         (len({item.key for item in new.checkpoints}) != len(new.checkpoints), "a checkpoint is named twice"),
         (any(item.epoch > new.epoch for item in new.checkpoints), "a checkpoint of a later epoch"),
@@ -331,10 +336,8 @@ def from_json(body: bytes, *, where: str) -> ShardManifest:
         NewerFormat: written by a newer version.
     """
     fields = decode(KIND, FORMAT_VERSION, body, where=where)
-    try:
+    with reading_fields(KIND, where=where):
         manifest = _from_fields(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"{where}: the manifest lacks or misspells a field ({error!r})") from error
     for item in manifest.checkpoints:
         checked_data_key(item.key, generation=manifest.generation, shard=manifest.shard, where=where)
     return manifest
@@ -383,7 +386,9 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
             )
             for item in fields["quarantined"]
         ),
-        strikes=tuple(Strike(first=item["first"], next=item["next"], count=item["count"]) for item in fields["strikes"]),
+        strikes=tuple(
+            Strike(first=item["first"], next=item["next"], count=item["count"]) for item in fields["strikes"]
+        ),
         attempts=tuple(
             Attempt(
                 pod=item["pod"],

@@ -24,7 +24,7 @@ ENV_TERMINATION_LOG = "INFERENCERUN_TERMINATION_LOG"
 ENV_LIFELINE_FD = "INFERENCERUN_LIFELINE_FD"
 """File descriptor of a pipe held open by the local coordinator: end of file means the coordinator is gone, drain."""
 ENV_VIRAL_MODE = "VIRNUCPRO_VIRAL_CHECKPOINT_MODE"
-"""`true` selects the `viral` checkpoint profile when the spec names none (alias kept from the system this descends from)."""
+"""`true` selects the `viral` checkpoint profile when the spec names none (alias of the system this descends from)."""
 
 MAX_TERMINATION_MESSAGE_BYTES = 4096
 """The kubelet keeps this much of a container's termination message and cuts the rest."""

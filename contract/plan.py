@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from contract.documents import decode, encode
+from contract.documents import decode, encode, reading_fields
 
 KIND = "Plan"
 FORMAT_VERSION = 1
@@ -78,7 +78,7 @@ class Plan:
 
 
 def cut(objects: Iterable[InputObject], *, generation: int, fmt: InputFormat, shard_bytes: int) -> Plan:
-    """Cut `objects`, in URI order, into shards of nearly equal size, none above `shard_bytes` (plain gzip excepted). Pure.
+    """Cut `objects`, in URI order, into shards of nearly equal size, none above `shard_bytes` (but plain gzip). Pure.
 
     Equal pieces instead of full ones plus a rest: a 65 MiB object at 64 MiB becomes two of 32.5 MiB, so no worker is
     left with a crumb. An empty object has no record and gets no shard; it stays in `objects`.
@@ -86,14 +86,14 @@ def cut(objects: Iterable[InputObject], *, generation: int, fmt: InputFormat, sh
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, not {shard_bytes}")
     ordered = tuple(sorted(objects, key=lambda item: item.uri))
+    if len({item.uri for item in ordered}) != len(ordered):
+        raise ValueError("an object is listed twice: its records would be read twice")
     shards: list[Shard] = []
     for item in ordered:
         pieces = 1 if item.compression is Compression.GZIP else -(-item.size // shard_bytes)
         for piece in range(pieces if item.size else 0):
             start, end = item.size * piece // pieces, item.size * (piece + 1) // pieces
-            shards.append(
-                Shard(shard=len(shards), object=item.uri, start=start, end=end, compression=item.compression)
-            )
+            shards.append(Shard(shard=len(shards), object=item.uri, start=start, end=end, compression=item.compression))
     return Plan(generation=generation, format=fmt, shard_bytes=shard_bytes, objects=ordered, shards=tuple(shards))
 
 
@@ -116,25 +116,26 @@ def to_json(plan: Plan) -> bytes:
 def from_json(body: bytes, *, where: str) -> Plan:
     """The plan stored in `body`; raises Corrupt or NewerFormat."""
     fields = decode(KIND, FORMAT_VERSION, body, where=where)
-    objects = tuple(
-        InputObject(
-            uri=item["uri"], size=item["size"], etag=item["etag"], compression=Compression(item["compression"])
-        )
-        for item in fields["objects"]
-    )
-    return Plan(
-        generation=fields["generation"],
-        format=InputFormat(fields["format"]),
-        shard_bytes=fields["shardBytes"],
-        objects=objects,
-        shards=tuple(
-            Shard(
-                shard=number,
-                object=objects[position].uri,
-                start=start,
-                end=end,
-                compression=objects[position].compression,
+    with reading_fields(KIND, where=where):
+        objects = tuple(
+            InputObject(
+                uri=item["uri"], size=item["size"], etag=item["etag"], compression=Compression(item["compression"])
             )
-            for number, (position, start, end) in enumerate(fields["shards"])
-        ),
-    )
+            for item in fields["objects"]
+        )
+        return Plan(
+            generation=fields["generation"],
+            format=InputFormat(fields["format"]),
+            shard_bytes=fields["shardBytes"],
+            objects=objects,
+            shards=tuple(
+                Shard(
+                    shard=number,
+                    object=objects[position].uri,
+                    start=start,
+                    end=end,
+                    compression=objects[position].compression,
+                )
+                for number, (position, start, end) in enumerate(fields["shards"])
+            ),
+        )

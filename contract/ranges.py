@@ -47,9 +47,7 @@ def difference(left: Ranges, right: Ranges) -> Ranges:
 
 def intersection(left: Ranges, right: Ranges) -> Ranges:
     """The ordinals in both."""
-    return normalised(
-        (max(a, c), min(b, d)) for a, b in left for c, d in right if max(a, c) < min(b, d)
-    )
+    return normalised((max(a, c), min(b, d)) for a, b in left for c, d in right if max(a, c) < min(b, d))
 
 
 def count(ranges: Ranges) -> int:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from contract.documents import canonical, decode, encode
+from contract.documents import canonical, decode, encode, reading_fields
 from contract.plan import InputFormat, InputObject
 
 KIND = "RunRecord"
@@ -78,12 +78,13 @@ def input_identity(
 
 def differences(wanted: RunRecord, found: RunRecord) -> tuple[str, ...]:
     """What makes `found` another run than `wanted`, in words; empty when they are the same."""
-    pairs: list[tuple[str, object, object]] = []
-    for field in ("format", "id_field", "value_field", "num_objects", "total_bytes", "sha256"):
-        pairs.append((f"input.{field}", getattr(wanted.input, field), getattr(found.input, field)))
-    for field in ("name", "source", "parameters_json", "precision", "dtype", "kind", "max_length", "on_too_long"):
-        pairs.append((f"model.{field}", getattr(wanted.model, field), getattr(found.model, field)))
-    pairs.append(("shardBytes", wanted.shard_bytes, found.shard_bytes))
+    of_input = ("format", "id_field", "value_field", "num_objects", "total_bytes", "sha256")
+    of_model = ("name", "source", "parameters_json", "precision", "dtype", "kind", "max_length", "on_too_long")
+    pairs: list[tuple[str, object, object]] = [
+        *((f"input.{field}", getattr(wanted.input, field), getattr(found.input, field)) for field in of_input),
+        *((f"model.{field}", getattr(wanted.model, field), getattr(found.model, field)) for field in of_model),
+        ("shardBytes", wanted.shard_bytes, found.shard_bytes),
+    ]
     return tuple(f"{name}: this spec has {new!s}, the output has {old!s}" for name, new, old in pairs if new != old)
 
 
@@ -123,32 +124,33 @@ def to_json(record: RunRecord) -> bytes:
 def from_json(body: bytes, *, where: str) -> RunRecord:
     """The record stored in `body`; raises Corrupt or NewerFormat."""
     fields = decode(KIND, FORMAT_VERSION, body, where=where)
-    source, model = fields["input"], fields["model"]
-    return RunRecord(
-        name=fields["name"],
-        uid=fields["uid"],
-        generation=fields["generation"],
-        shard_bytes=fields["shardBytes"],
-        input=InputIdentity(
-            format=InputFormat(source["format"]),
-            id_field=source["idField"],
-            value_field=source["valueField"],
-            num_objects=source["numObjects"],
-            total_bytes=source["totalBytes"],
-            sha256=source["sha256"],
-        ),
-        model=ModelIdentity(
-            name=model["name"],
-            source=model["source"],
-            parameters_json=model["parameters"],
-            precision=model["precision"],
-            dtype=model["dtype"],
-            kind=model["kind"],
-            max_length=model["maxLength"],
-            on_too_long=model["onTooLong"],
-        ),
-        version=fields["version"],
-        commit_id=fields["commitId"],
-        history=tuple(fields["history"]),
-        is_archived=fields["archived"],
-    )
+    with reading_fields(KIND, where=where):
+        source, model = fields["input"], fields["model"]
+        return RunRecord(
+            name=fields["name"],
+            uid=fields["uid"],
+            generation=fields["generation"],
+            shard_bytes=fields["shardBytes"],
+            input=InputIdentity(
+                format=InputFormat(source["format"]),
+                id_field=source["idField"],
+                value_field=source["valueField"],
+                num_objects=source["numObjects"],
+                total_bytes=source["totalBytes"],
+                sha256=source["sha256"],
+            ),
+            model=ModelIdentity(
+                name=model["name"],
+                source=model["source"],
+                parameters_json=model["parameters"],
+                precision=model["precision"],
+                dtype=model["dtype"],
+                kind=model["kind"],
+                max_length=model["maxLength"],
+                on_too_long=model["onTooLong"],
+            ),
+            version=fields["version"],
+            commit_id=fields["commitId"],
+            history=tuple(fields["history"]),
+            is_archived=fields["archived"],
+        )

@@ -1,9 +1,9 @@
 """The changes a shard manifest can undergo, each a function from one frozen version to the next. Pure.
 
-    claim      absent or pending           -> running, epoch + 1        by a worker
-    commit     running                     -> running or complete       by the owner
-    release    running                     -> pending or failed         by the owner on drain, else by the coordinator
-    requeue    failed, complete or pending -> pending, epoch + 1        by `inferencerun retry` or after a corrupt checkpoint
+    claim      absent or pending           -> running, epoch + 1    by a worker
+    commit     running                     -> running or complete   by the owner
+    release    running                     -> pending or failed     by the owner on drain, else by the coordinator
+    requeue    failed, complete or pending -> pending, epoch + 1    by `inferencerun retry`, or for a corrupt checkpoint
 
 The epoch grows when the right to write changes hands or settled records are taken back, and never falls; so whoever
 still works under the old epoch is fenced by its next commit.
@@ -66,7 +66,7 @@ def claimed(
         owner: the new owner.
         commit_id: unique id of this change.
         now: the claim's time, kept for accounting only.
-        lost_keys: committed checkpoints found missing or of the wrong size: their records are to run again, all others stay.
+        lost_keys: committed checkpoints found missing or of the wrong size: only their own records run again.
     """
     base = without_checkpoints(current, lost_keys) if lost_keys else current
     return replace(
@@ -221,8 +221,15 @@ def reset(shard: Shard, *, generation: int, epoch: int, commit_id: str) -> Shard
 
 
 def without_checkpoints(current: ShardManifest, keys: frozenset[str]) -> ShardManifest:
-    """`current` less the named checkpoints: their records are no longer done. Not a version of its own."""
-    lost = normalised((item.first, item.next) for item in current.checkpoints if item.key in keys)
+    """`current` less the named checkpoints: their records are no longer done. Not a version of its own.
+
+    Ranges may overlap: a record quarantined when [0, 10) was committed, then retried, has a checkpoint of its own
+    inside it. The latest checkpoint that covers a record holds it.
+    """
+    lost: Ranges = ()
+    for item in current.checkpoints:
+        own: Ranges = ((item.first, item.next),)
+        lost = union(lost, own) if item.key in keys else difference(lost, own)
     return replace(
         current,
         checkpoints=tuple(item for item in current.checkpoints if item.key not in keys),
