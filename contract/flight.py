@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from contract.names import MAX_TERMINATION_MESSAGE_BYTES
 
 _KIND = "inferencerun-flight"
+MAX_ID_LENGTH = 200
+"""Characters kept of a record's id: even escaped, it leaves room for the facts."""
 _MAX_BYTES_PER_CHARACTER = 12
 """JSON writes a character beyond the first plane as two escapes of six."""
 
@@ -28,6 +30,10 @@ class Flight:
     """First ordinal in flight in the model process; None = nothing in flight."""
     next: int | None = None
     """Ordinal after the last one in flight."""
+    first_offset: int | None = None
+    """Offset of the first record in flight: with it and the id, a record can be quarantined by who has not read it."""
+    first_id: str = ""
+    """Its id, cut to MAX_ID_LENGTH."""
     has_claimed: bool = False
     """Whether this worker has claimed any shard since it started."""
     has_committed: bool = False
@@ -51,6 +57,8 @@ def to_text(flight: Flight) -> str:
                 "epoch": flight.epoch,
                 "first": flight.first,
                 "next": flight.next,
+                "firstOffset": flight.first_offset,
+                "firstId": flight.first_id[:MAX_ID_LENGTH],
                 "claimed": flight.has_claimed,
                 "committed": flight.has_committed,
                 "modelRestarts": flight.model_restarts,
@@ -75,6 +83,8 @@ def from_text(text: str) -> Flight | None:
             epoch=fields["epoch"],
             first=fields["first"],
             next=fields["next"],
+            first_offset=fields["firstOffset"],
+            first_id=fields["firstId"],
             has_claimed=fields["claimed"],
             has_committed=fields["committed"],
             model_restarts=fields["modelRestarts"],

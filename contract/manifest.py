@@ -100,7 +100,7 @@ class Attempt:
     failure_class: FailureClass
     evidence: str
     counted: bool
-    """Whether it was charged to the shard's budget."""
+    """Whether it counts at all; a spot eviction, an intended stop or a lost node never does."""
     ended_at: datetime
     held_seconds: float | None = None
     """Seconds between claim and end; None when the claim's time is unknown."""
@@ -121,6 +121,8 @@ class Restarts:
     total: int = 0
     counted: int = 0
     by_class: tuple[tuple[str, int], ...] = ()
+    streak: int = 0
+    """Attempts charged to the shard's budget since its last progress (a checkpoint or a quarantined record)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +321,7 @@ def to_json(manifest: ShardManifest) -> bytes:
             "total": manifest.restarts.total,
             "counted": manifest.restarts.counted,
             "byClass": dict(manifest.restarts.by_class),
+            "streak": manifest.restarts.streak,
         },
         "hints": {"tokenBudget": manifest.hints.token_budget},
         "claimedAt": stamp(manifest.claimed_at),
@@ -407,6 +410,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
             total=restarts["total"],
             counted=restarts["counted"],
             by_class=tuple(sorted(restarts["byClass"].items())),
+            streak=restarts["streak"],
         ),
         hints=Hints(token_budget=fields["hints"]["tokenBudget"]),
         claimed_at=parse_stamp(fields["claimedAt"]),

@@ -94,6 +94,7 @@ def committed(
     The shard is complete, and its owner gone, as soon as every record of a fully read range is settled.
     """
     quarantine = tuple(sorted((*current.quarantined, *quarantined), key=lambda item: item.ordinal))
+    has_progressed = checkpoint is not None or len(quarantine) > len(current.quarantined)
     excluded = normalised((item.ordinal, item.ordinal + 1) for item in quarantine)
     done = current.done
     if checkpoint is not None:
@@ -110,6 +111,7 @@ def committed(
         checkpoints=(*current.checkpoints, checkpoint) if checkpoint else current.checkpoints,
         quarantined=quarantine,
         strikes=_without_settled(current.strikes, union(done, excluded)),
+        restarts=replace(current.restarts, streak=0) if has_progressed else current.restarts,
         hints=hints or current.hints,
     )
 
@@ -129,6 +131,7 @@ def released(
     not_before: datetime | None = None,
     hints: Hints | None = None,
     failure: Failure | None = None,
+    streak: int | None = None,
 ) -> ShardManifest:
     """`current`, running, given back: owner null, attempt appended, strikes counted.
 
@@ -141,6 +144,7 @@ def released(
         not_before: when the shard may be claimed again; None = at once.
         hints: for the next worker; None keeps those there.
         failure: set when the budget is spent: the shard is then `failed`.
+        streak: attempts charged since the last progress, as the failure policy counts them; None keeps the number.
     """
     new = tuple(sorted((*current.quarantined, *quarantined), key=lambda item: item.ordinal))
     settled = union(current.done, ((item.ordinal, item.ordinal + 1) for item in new))
@@ -162,6 +166,7 @@ def released(
             total=current.restarts.total + 1,
             counted=current.restarts.counted + (1 if attempt.counted else 0),
             by_class=tuple(sorted(by_class.items())),
+            streak=current.restarts.streak if streak is None else streak,
         ),
         hints=hints or current.hints,
         not_before=not_before if status is ShardStatus.PENDING else None,
@@ -193,7 +198,7 @@ def requeued(
         epoch=current.epoch + 1,
         quarantined=() if retry_quarantined else base.quarantined,
         strikes=(),
-        restarts=replace(base.restarts, counted=0),
+        restarts=replace(base.restarts, counted=0, streak=0),
         hints=Hints(),
         not_before=None,
         failure=None,
