@@ -24,6 +24,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from contract.store.errors import (
@@ -54,7 +55,7 @@ class Committed:
     etag: ETag
     """The document's ETag as last seen: what the next update must name."""
     superseded_by: Stored | None = None
-    """What stands there now, if somebody changed the document after us and before our lost reply was settled. Our change
+    """What stands there now, if somebody changed the document after us, before our lost reply was settled. Our change
     counts; what the new version says decides how to go on (a higher epoch: fenced). None = our own bytes stand."""
 
 
@@ -101,7 +102,7 @@ class Committer:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.store = store
-        self._patience = lambda: Patience(sleep=sleep, clock=clock, uniform=uniform)
+        self._patience = partial(Patience, sleep=sleep, clock=clock, uniform=uniform)
 
     def create_immutable(self, key: str, body: Body) -> ETag:
         """Store an object that is never changed afterwards. Equal bytes under the key count as ours.

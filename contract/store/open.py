@@ -12,6 +12,7 @@ import re
 from contract.errors import SpecError
 from contract.store.local import LocalStore
 from contract.store.protocol import ObjectStore
+from contract.store.s3 import S3Store
 
 _POSSIBLE = "use s3://bucket/prefix, file:///absolute/path or a plain path"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -26,8 +27,6 @@ def open_store(uri: str) -> ObjectStore:
     """
     scheme, rest = _split(uri)
     if scheme == "s3":
-        from contract.store.s3 import S3Store  # noqa: PLC0415
-
         bucket, _, prefix = rest.partition("/")
         return S3Store(bucket, prefix)
     return LocalStore(rest)
