@@ -1,0 +1,1 @@
+"""What runs in a worker pod: reads records, runs the model, commits checkpoints."""

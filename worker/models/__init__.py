@@ -1,0 +1,1 @@
+"""Model families: kmer, ESM-2, and whatever the user brings."""

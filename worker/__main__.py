@@ -1,0 +1,148 @@
+"""Entry point of a worker: parse settings, install the signal handler, run, map the error to an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contract import names, settings
+from contract.errors import InferenceRunError, SpecError
+from contract.manifest import Owner, ShardManifest
+from contract.names import ExitCode, FailureClass
+from contract.plan import Plan
+from contract.store.commit import Committer
+from contract.store.open import open_store, split_object_uri
+from worker import logs
+from worker.flight_recorder import FlightRecorder
+from worker.model_client import ModelProcess
+from worker.models.registry import load_preparer
+from worker.records.open import read_records
+from worker.records.record import Record
+from worker.records.source import StoreSource
+from worker.run import Worker
+from worker.shards import Resume
+
+logger = logging.getLogger("worker")
+
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+
+
+def main() -> int:
+    """Run one worker to its end; returns its exit code."""
+    drain = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: drain.set())
+    signal.signal(signal.SIGINT, lambda *_: drain.set())
+    environment = os.environ
+    path = Path(environment.get(names.ENV_TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
+    with FlightRecorder(path) as recorder:
+        try:
+            code, detail = int(_run(environment, recorder, drain)), ""
+        except InferenceRunError as error:
+            logger.exception("worker ends with an error")
+            code, detail = int(error.exit_code), f"{type(error).__name__}: {error}"
+        except MemoryError:
+            code, detail = int(ExitCode.MEMORY), "host memory exhausted in the worker's parent process"
+        except Exception:
+            logger.exception("worker ends with an unexpected error")
+            code, detail = 1, traceback.format_exc(limit=-3)
+        recorder.record(replace(recorder.flight, exit_code=code, detail=detail))
+    logger.info("worker ends", extra={"exit_code": code, "detail": detail})
+    return code
+
+
+def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threading.Event) -> ExitCode:
+    text = environment.get(names.ENV_SETTINGS)
+    if not text:
+        raise SpecError(f"{names.ENV_SETTINGS} is not set: a worker is started by the controller or `inferencerun run`")
+    options = settings.from_json(text)
+    owner = Owner(
+        pod=environment.get(names.ENV_POD_NAME) or platform.node(),
+        uid=environment.get(names.ENV_POD_UID) or uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
+        node=environment.get(names.ENV_NODE_NAME) or platform.node(),
+    )
+    logs.configure(run=options.run, pod=owner.pod)
+    torch.set_num_threads(1)  # the parent computes nothing: the cores belong to the model process
+    lifeline = Lifeline(environment.get(names.ENV_LIFELINE_FD), drain)
+    worker = Worker(
+        settings=options,
+        committer=Committer(open_store(options.output_uri)),
+        owner=owner,
+        preparer=load_preparer(options.model),
+        model=ModelProcess(
+            options.model,
+            device=options.device,
+            num_threads=_num_threads(environment),
+            no_progress_seconds=options.no_progress_seconds,
+        ),
+        recorder=recorder,
+        read_records=lambda plan, manifest, resume: _read(options, plan, manifest, resume),
+        now=lambda: datetime.now(UTC),  # noqa: TID251  (the edge: the clock is read here)
+        new_id=lambda: uuid.uuid4().hex,  # noqa: TID251
+        versions={
+            "inferencerun": version("inferencerun-operator"),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        drain=drain,
+        drain_class=lambda: FailureClass.INTENDED if lifeline.is_intended else FailureClass.SPOT_EVICTION,
+    )
+    try:
+        return worker.run()
+    finally:
+        worker.model.close()
+
+
+def _read(options: settings.WorkerSettings, plan: Plan, manifest: ShardManifest, resume: Resume) -> Iterator[Record]:
+    planned = next(item for item in plan.objects if item.uri == manifest.object)
+    root, key = split_object_uri(planned.uri)
+    return read_records(
+        StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag),
+        fmt=plan.format,
+        compression=planned.compression,
+        start=manifest.start,
+        end=manifest.end,
+        first_ordinal=resume.first_ordinal,
+        resume_offset=resume.offset,
+        id_field=options.id_field,
+        value_field=options.value_field,
+    )
+
+
+def _num_threads(environment: os._Environ[str]) -> int | None:
+    text = environment.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+class Lifeline:
+    """A pipe from the local coordinator: a byte says that the drain to come is intended; its end, that it is gone."""
+
+    def __init__(self, descriptor: str | None, drain: threading.Event) -> None:
+        self.is_intended = False
+        self._drain = drain
+        if descriptor is not None:
+            threading.Thread(target=self._watch, args=(int(descriptor),), daemon=True, name="lifeline").start()
+
+    def _watch(self, descriptor: int) -> None:
+        os.read(descriptor, 1)
+        # Said or gone: either way nobody evicted this worker.
+        self.is_intended = True
+        self._drain.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

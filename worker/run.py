@@ -1,0 +1,192 @@
+"""One worker's life: claim a shard, resume, read, infer, commit, release; until no work is left or it must leave.
+
+The parent process runs this: store, manifest, reading ahead, checkpoints, signals. The model process runs the model and
+nothing else. What may end a shard early, and what becomes of its finished rows:
+
+    drain (SIGTERM)         finished rows are committed, the shard is released; exit 143
+    bad input object        sound records before the damage are committed, the shard is marked failed, the next is claimed
+    model, device, memory   finished rows are committed, the shard stays ours: whoever finds us dead judges and releases it
+    store, fencing          nothing can be committed; rows since the last commit are lost, and run again elsewhere
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from io import BytesIO
+
+from contract import layout, plan
+from contract.errors import Fenced, InvalidInput
+from contract.manifest import Failure, Owner, ShardManifest
+from contract.names import ExitCode, FailureClass
+from contract.plan import Plan
+from contract.settings import WorkerSettings
+from contract.store.commit import Committer
+from contract.store.errors import StoreError
+from worker.checkpoint import CheckpointWriter, Written
+from worker.claims import Claims, NothingToClaim, give_back
+from worker.feed import Feed
+from worker.flight_recorder import FlightRecorder
+from worker.held_shard import HeldShard
+from worker.model_client import ModelProcess
+from worker.models.protocol import Preparer
+from worker.records.record import Record
+from worker.session import POLL_S, ShardSession
+from worker.shards import Resume, resume_point
+
+logger = logging.getLogger(__name__)
+
+MAX_CLAIM_WAIT_S = 30.0
+"""A shard that becomes claimable within this is waited for: cheaper than ending and starting again."""
+
+ReadRecords = Callable[[Plan, ShardManifest, Resume], Iterator[Record]]
+"""Records of a shard's range, from its resume point on."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this worker has done so far."""
+
+    records: int = 0
+    quarantined: int = 0
+    checkpoints: int = 0
+    bytes: int = 0
+    shards: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One worker of a run: its settings, its seams, and the flag that asks it to leave."""
+
+    settings: WorkerSettings
+    committer: Committer
+    owner: Owner
+    preparer: Preparer
+    model: ModelProcess
+    recorder: FlightRecorder
+    read_records: ReadRecords
+    now: Callable[[], datetime]
+    new_id: Callable[[], str]
+    versions: dict[str, str]
+    drain: threading.Event
+    """Set by the signal handler: take no more batches, commit, release, leave."""
+    drain_class: Callable[[], FailureClass] = lambda: FailureClass.SPOT_EVICTION
+    """What a drain is accounted as: an eviction, unless whoever asked said otherwise."""
+    clock: Callable[[], float] = time.monotonic
+    totals: Totals = field(default_factory=Totals)
+    _buffer: BytesIO = field(default_factory=BytesIO)
+    _recorder_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> ExitCode:
+        """Work until nothing is left; returns the exit code. Raises what ends the worker, see the module."""
+        shards = self._read_plan()
+        claims = Claims(
+            self.committer,
+            shards,
+            self.owner,
+            worker_index=self.settings.worker_index,
+            num_workers=self.settings.num_workers,
+            now=self.now,
+            new_id=self.new_id,
+        )
+        while not self.drain.is_set():
+            claimed = claims.claim_next()
+            if isinstance(claimed, NothingToClaim):
+                if not self._should_wait(claimed):
+                    return ExitCode.NO_WORK_LEFT
+                continue
+            self._note(shard=claimed.current.shard, epoch=claimed.current.epoch, has_claimed=True)
+            self._work_on(shards, claimed)
+            self._note(shard=None, epoch=None, first=None, next=None)
+        return ExitCode.DRAINED
+
+    def _read_plan(self) -> Plan:
+        key = layout.build_plan_key(self.settings.generation)
+        return plan.from_json(self.committer.read(key).body, where=key)
+
+    def _should_wait(self, nothing: NothingToClaim) -> bool:
+        if nothing.next_at is None:
+            return False
+        wait_s = (nothing.next_at - self.now()).total_seconds()
+        if wait_s > MAX_CLAIM_WAIT_S:
+            return False
+        self.drain.wait(max(wait_s, POLL_S))
+        return True
+
+    def _work_on(self, shards: Plan, held: HeldShard) -> None:
+        """Bring one shard as far as it goes, then commit and release."""
+        session = self._open_session(shards, held)
+        try:
+            session.run()
+            session.finish()
+        except InvalidInput as error:
+            session.finish()
+            give_back(
+                held,
+                failure_class=FailureClass.CONFIGURATION,
+                evidence=str(error),
+                now=self.now(),
+                failure=Failure(failure_class=FailureClass.CONFIGURATION, detail=str(error)),
+            )
+            logger.error("shard failed", extra={"shard": held.current.shard, "detail": str(error)})  # noqa: TRY400
+            return
+        except (StoreError, Fenced):
+            session.writer.abandon()
+            raise
+        except Exception:
+            # The finished rows are sound; the judgement of this error is left to whoever finds this worker ended.
+            session.finish()
+            raise
+        if held.current.is_final:
+            self.totals.shards += 1
+            logger.info("shard complete", extra={"shard": held.current.shard, "num_records": held.current.records})
+        elif self.drain.is_set():
+            give_back(held, failure_class=self.drain_class(), evidence="drained on SIGTERM", now=self.now())
+
+    def _open_session(self, shards: Plan, held: HeldShard) -> ShardSession:
+        current = held.current
+        resume = resume_point(current)
+        writer = CheckpointWriter(
+            held,
+            self.settings,
+            now=self.now,
+            versions=self.versions,
+            buffer=self._buffer,
+            on_written=self.on_written,
+        )
+        feed = Feed(
+            self.read_records(shards, current, resume),
+            manifest=current,
+            preparer=self.preparer,
+            token_budget=current.hints.token_budget or self.settings.model.max_tokens_per_batch,
+            first_ordinal=resume.first_ordinal,
+        )
+        return ShardSession(
+            settings=self.settings,
+            held=held,
+            feed=feed,
+            model=self.model,
+            writer=writer,
+            is_draining=self.drain.is_set,
+            note_in_flight=self.note_in_flight,
+            clock=self.clock,
+        )
+
+    def on_written(self, written: Written) -> None:
+        """Account for a commit (called by the writer's thread)."""
+        self.totals.records += written.records
+        self.totals.bytes += written.bytes
+        self.totals.checkpoints += 1
+        self._note(has_committed=True)
+
+    def note_in_flight(self, first: int | None, next_ordinal: int | None) -> None:
+        """Tell the flight recorder which records the model process holds."""
+        self._note(first=first, next=next_ordinal, model_restarts=self.model.num_restarts)
+
+    def _note(self, **changes: object) -> None:
+        with self._recorder_lock:
+            self.recorder.record(replace(self.recorder.flight, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,222 @@
+"""One claimed shard, from its resume point to its last commit.
+
+The main thread moves batches from the feed to the model process and rows from there to the pending checkpoint, always in
+file order. Up to two batches are in the model process; when one fails, everything behind it is collected first, then the
+failures are resolved in order with nothing beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from contract.manifest import Hints
+from contract.names import CheckpointReason
+from contract.ranges import intersection
+from contract.settings import WorkerSettings
+from worker.batching import Batch, Item, repacked
+from worker.checkpoint import CheckpointWriter, Job, PendingRows
+from worker.feed import EndOfRange, Feed, Skipped
+from worker.held_shard import HeldShard
+from worker.isolation import Finished, Isolator, Piece, Refused
+from worker.model_client import DEPTH, ModelProcess, Outcome
+from worker.progress import Pending, checkpoint_due
+
+POLL_S = 0.2
+"""How long the main thread waits for the model process before it looks at the drain flag and the timers."""
+
+MAX_DRAIN_WAIT_S = 5.0
+"""How long a drain waits for the batches in the model process; a pack takes well below a second on a GPU."""
+
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class _Leaving(Exception):
+    """The drain has waited long enough for a batch that is being resolved."""
+
+
+@dataclass(kw_only=True)
+class ShardSession:
+    """Works on one held shard. `run`, then `finish` (which also serves after an error of the model)."""
+
+    settings: WorkerSettings
+    held: HeldShard
+    feed: Feed
+    model: ModelProcess
+    writer: CheckpointWriter
+    is_draining: Callable[[], bool]
+    note_in_flight: Callable[[int | None, int | None], None]
+    """Tells the flight recorder which ordinals [first, next) the model process holds."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._isolator = Isolator(
+            self._run_alone,
+            dtype=STORED_DTYPES[self.settings.model.dtype],
+            max_strikes=self.settings.max_record_strikes,
+        )
+        self._ahead: deque[Batch | Skipped | EndOfRange] = deque()
+        self._in_flight: deque[Batch] = deque()
+        self._pending = PendingRows()
+        self._done_before = self.held.current.done
+        self._last_commit = self.clock()
+        self._drain_until: float | None = None
+        self._num_records: int | None = None
+        self._committed_budget = self.held.current.hints.token_budget
+
+    def run(self) -> None:
+        """Read, infer and commit until the range ends or the worker is asked to leave.
+
+        Raises what reading, the model or a commit failed with; finished rows stay pending for `finish`.
+        """
+        with self.feed:
+            while not self.is_draining():
+                self._feed_model()
+                if self._in_flight:
+                    outcome = self.model.receive(POLL_S)
+                    if outcome is not None:
+                        self._settle(outcome)
+                elif self._ahead and not self._take_ahead():
+                    break
+                self._commit_if_due()
+            self._collect_sound()
+
+    def finish(self) -> None:
+        """Commit what is pending, with the number of records when the range was read to its end; wait until it is."""
+        if not self._pending.is_empty or self._num_records is not None:
+            self._commit(CheckpointReason.SHUTDOWN)
+        self.writer.finish()
+
+    def _feed_model(self) -> None:
+        """Move batches into the model process until it is full, or until what comes next has to wait for its turn."""
+        while True:
+            if not self._ahead:
+                piece = self.feed.get(0.0 if self._in_flight else POLL_S)
+                if piece is None:
+                    return
+                self._ahead.append(piece)
+            batch = self._ahead[0]
+            if not isinstance(batch, Batch) or not self._may_enter(batch):
+                return
+            self._ahead.popleft()
+            budget = self._isolator.fitting_tokens
+            if budget is not None and batch.num_tokens > budget and len(batch.items) > 1:
+                # Packed before it was known that so many tokens do not fit.
+                self._ahead.extendleft(reversed(repacked(batch, budget)))
+                continue
+            self._in_flight.append(batch)
+            self.note_in_flight(self._in_flight[0].first, batch.next)
+            self.model.submit(batch.payloads)
+
+    def _may_enter(self, batch: Batch) -> bool:
+        """A suspect has nothing beside it: if the worker dies, the flight recorder names it and nothing else."""
+        if not self._in_flight:
+            return True
+        return len(self._in_flight) < DEPTH and not batch.is_suspect and not self._in_flight[-1].is_suspect
+
+    def _take_ahead(self) -> bool:
+        """Take a piece that is no batch, now that everything before it is out of the model; False at the end."""
+        piece = self._ahead[0]
+        if isinstance(piece, EndOfRange):
+            self._num_records = piece.num_records
+            return False
+        if isinstance(piece, Skipped):
+            self._ahead.popleft()
+            self._pending.add(Refused(piece.item, piece.quarantine_class, piece.detail))
+        return True
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Take the rows of the oldest batch in flight; if it failed, resolve it, and all behind it, in order."""
+        batch = self._in_flight.popleft()
+        if self._isolator.is_sound(outcome):
+            self._take_all(self._isolator.resolve(batch.items, outcome))
+            return
+        outcomes = [(batch, outcome)]
+        while self._in_flight:
+            behind = self._wait()
+            outcomes.append((self._in_flight.popleft(), behind))
+        try:
+            for failed, failure in outcomes:
+                self._take_all(self._isolator.resolve(failed.items, failure), is_window_open=True)
+        except _Leaving:
+            return
+        if self._pending.has_costly_verdict:
+            self._commit(CheckpointReason.QUARANTINE)
+
+    def _take_all(self, pieces: Iterator[Piece], *, is_window_open: bool = False) -> None:
+        for piece in pieces:
+            if isinstance(piece, Finished) and self._is_behind_gap(piece.items[0]):
+                self._commit(CheckpointReason.GAP)
+            self._pending.add(piece)
+            self._commit_if_due(is_window_open=is_window_open)
+
+    def _is_behind_gap(self, item: Item) -> bool:
+        """Whether records done earlier lie between the pending rows and this one: one checkpoint cannot span them."""
+        last = self._pending.last
+        return last is not None and bool(intersection(((last.ordinal + 1, item.ordinal),), self._done_before))
+
+    def _run_alone(self, items: tuple[Item, ...], *, is_fp32: bool = False) -> Outcome:
+        self._refuse_late()
+        self.note_in_flight(items[0].ordinal, items[-1].ordinal + 1)
+        self.model.submit([item.payload for item in items], is_fp32=is_fp32)
+        return self._wait()
+
+    def _wait(self) -> Outcome:
+        while (outcome := self.model.receive(POLL_S)) is None:
+            self._refuse_late()
+        return outcome
+
+    def _refuse_late(self) -> None:
+        if not self.is_draining():
+            return
+        if self._drain_until is None:
+            self._drain_until = self.clock() + min(MAX_DRAIN_WAIT_S, self.settings.grace_seconds / 4)
+        if self.clock() > self._drain_until:
+            raise _Leaving
+
+    def _collect_sound(self) -> None:
+        """On a drain, take what the model process finishes in time, up to the first batch that failed."""
+        try:
+            while self._in_flight:
+                outcome = self._wait()
+                batch = self._in_flight.popleft()
+                if not self._isolator.is_sound(outcome):
+                    return
+                self._take_all(self._isolator.resolve(batch.items, outcome))
+        except _Leaving:
+            return
+
+    def _commit_if_due(self, *, is_window_open: bool = False) -> None:
+        pending = Pending(
+            num_records=self._pending.num_records + len(self._pending.quarantined),
+            num_bytes=self._pending.num_bytes,
+            seconds=self.clock() - self._last_commit,
+        )
+        reason = checkpoint_due(self.settings.checkpoint, pending, is_window_open=is_window_open)
+        if reason is not None:
+            self._commit(reason)
+        else:
+            self.writer.check()
+
+    def _commit(self, reason: CheckpointReason) -> None:
+        now = self.clock()
+        last = self._pending.last
+        budget = self._isolator.fitting_tokens
+        hints = None if budget in (None, self._committed_budget) else Hints(token_budget=budget)
+        self.writer.submit(
+            Job(
+                pending=self._pending,
+                reason=reason,
+                seconds=now - self._last_commit,
+                records=self._num_records,
+                bytes_done=last.position if last else None,
+                hints=hints,
+            )
+        )
+        self._committed_budget = budget if hints else self._committed_budget
+        self._pending = PendingRows()
+        self._last_commit = now
