@@ -4,10 +4,10 @@ An offset is a BGZF virtual offset: stored start of the block << 16 | byte withi
 block's last byte is named by the next block that has text (after the last one: size of the object << 16), so one place
 has one name. Blocks without text, such as the end-of-file marker, name nothing.
 
-Entering a file in the middle: `1f 8b 08 04` also occurs inside compressed bytes, so a candidate counts only when a chain
-of headers leads on from it for a whole block's length. Bytes inside a block that look like blocks (BGZF stored in BGZF)
-cannot: their chain is cut by the trailer of the block they are in. And a block that ends exactly where the first one
-starts must exist, so a damaged block at the border is an error of this range and never a silent gap.
+Entering a file in the middle: `1f 8b 08 04` also occurs inside compressed bytes, so a candidate counts only when a
+chain of headers leads on from it for a whole block's length. Bytes inside a block that look like blocks (BGZF stored in
+BGZF) cannot: their chain is cut by the trailer of the block they are in. And a block that ends exactly where the first
+one starts must exist, so a damaged block at the border is an error of this range and never a silent gap.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ def virtual_offset(block: int, within: int = 0) -> int:
     return block << 16 | within
 
 
+def stored_offset(offset: int) -> int:
+    """Stored start of the block that a virtual offset lies in. Pure."""
+    return offset >> 16
+
+
 def bgzf_text(source: ByteSource, first: int, end: int, read_bytes: int) -> Text:
     """The text from the block at stored byte `first` on; blocks that start before `end` are owned."""
     at = first
-    for at, block in _blocks(source, first, end, read_bytes):
+    for block in _blocks(source, first, end, read_bytes):
         try:
             data = _inflated(block)
         except zlib.error as error:
@@ -40,10 +45,8 @@ def bgzf_text(source: ByteSource, first: int, end: int, read_bytes: int) -> Text
         if data:
             yield Chunk(data, virtual_offset(at), at, at + len(block), at < end)
         at += len(block)
-    if at < source.size:
-        yield End(virtual_offset(at), at, _damage(source, at, "no whole block starts here"))
-    else:
-        yield End(virtual_offset(source.size), source.size)
+    damage = _damage(source, at, "no whole block starts here") if at < source.size else None
+    yield End(virtual_offset(at), at, damage)
 
 
 def align(source: ByteSource, start: int) -> tuple[int, bytes]:
@@ -63,8 +66,8 @@ def align(source: ByteSource, start: int) -> tuple[int, bytes]:
     return first, b""
 
 
-def _blocks(source: ByteSource, first: int, end: int, read_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """(stored start, stored bytes) of whole blocks in a row, up to the end of the object or where no block starts."""
+def _blocks(source: ByteSource, first: int, end: int, read_bytes: int) -> Iterator[bytes]:
+    """Whole blocks in a row from stored byte `first` on, up to the end of the object or where no block starts."""
     buffer, base, at = b"", first, 0
     for _, piece in read_ahead(source, first, end, read_bytes):
         buffer = buffer[at:] + piece
@@ -75,7 +78,7 @@ def _blocks(source: ByteSource, first: int, end: int, read_bytes: int) -> Iterat
             size = block_bytes(buffer, at)
             if size is None or at + size > len(buffer):
                 return
-            yield base + at, buffer[at : at + size]
+            yield buffer[at : at + size]
             at += size
 
 
@@ -94,7 +97,7 @@ def _first_block(source: ByteSource, start: int) -> int:
 
 
 def _is_chain(window: bytes, first: int, *, is_last: bool) -> bool:
-    """Whether headers lead on from `first` for a block's length, or to the end of the object (a truncated block too)."""
+    """Whether headers lead on for a block's length, or to the end of the object (a truncated block, too)."""
     at = first
     while at - first < MAX_BLOCK_BYTES and not (is_last and at >= len(window)):
         size = block_bytes(window, at)

@@ -1,5 +1,6 @@
-"""From a range of an object to its records, whatever its format and compression. Streaming: memory is bounded by a few
-requests and the longest record.
+"""From a range of an object to its records, whatever its format and compression.
+
+Streaming: memory is bounded by a few requests and the longest record, whatever the size of the object.
 
 A record belongs to the range in which it starts: a range begins at the first record that starts in it and is read past
 its end to finish its last one. So whether a record starts at the very first byte depends on the byte before, and the
@@ -16,7 +17,7 @@ from typing import Any
 from contract.errors import InvalidInput
 from contract.plan import Compression, InputFormat
 from worker.records import fasta, lines
-from worker.records.bgzf import align, bgzf_text, virtual_offset
+from worker.records.bgzf import align, bgzf_text, stored_offset, virtual_offset
 from worker.records.jsonl import JsonLine
 from worker.records.record import ByteSource, Record
 from worker.records.split import raw_records
@@ -26,15 +27,14 @@ _HEAD_BYTES = 64 << 10
 """Looked at of every object, by every range of it: a wrong format is refused by all ranges alike."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BARE_RETURN = re.compile(rb"\r[^\r\n]")
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "this looks like gzip: name it .gz (.bgz for block gzip)",
-    b"\x28\xb5\x2f\xfd": "this looks like zstd: decompress it, or compress it with gzip or bgzip",
-    b"\xfd7zXZ\0": "this looks like xz: decompress it, or compress it with gzip or bgzip",
-    b"BZh": "this looks like bzip2: decompress it, or compress it with gzip or bgzip",
-    b"PK\x03\x04": "this looks like a zip archive: unpack it",
-    b"\xff\xfe": "this looks like UTF-16: convert it to UTF-8, for example with 'iconv'",
-    b"\xfe\xff": "this looks like UTF-16: convert it to UTF-8, for example with 'iconv'",
-}
+_OTHER_FORMATS = (
+    (re.compile(rb"\x1f\x8b"), "this looks like gzip: name it .gz (.bgz for block gzip)"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "this looks like zstd: decompress it, or compress it with gzip or bgzip"),
+    (re.compile(rb"\xfd7zXZ\0"), "this looks like xz: decompress it, or compress it with gzip or bgzip"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "this looks like bzip2: decompress it, or compress it with gzip or bgzip"),
+    (re.compile(rb"PK\x03\x04"), "this looks like a zip archive: unpack it"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "this looks like UTF-16: convert it to UTF-8, for example with 'iconv'"),
+)
 
 Parse = Callable[[bytes, int], tuple[str, Any, str | None] | None]
 
@@ -108,68 +108,74 @@ def _format(fmt: InputFormat, id_field: str, value_field: str | None) -> tuple[b
 def _enter(
     source: ByteSource, fmt: InputFormat, compression: Compression, start: int, end: int, read_bytes: int
 ) -> _Entry:
+    """Begin at the first record that starts in the range."""
     text_start = _checked_start(source, fmt, compression, min(read_bytes, _HEAD_BYTES))
     match compression:
         case Compression.NONE:
-            first, before = start, source.read(start - 1, start) if start else b""
-            text = plain_text(source, start, end, read_bytes)
+            first_stored = first = start
+            before = source.read(start - 1, start) if start else b""
         case Compression.GZIP:
             if start != 0:
-                raise ValueError(f"{source.uri}: gzip cannot be entered at {start}")
-            first, before = 0, b""
-            text = gzip_text(source, read_bytes)
+                raise ValueError(f"{source.uri}: gzip has one range, it cannot be entered at {start}")
+            first_stored, first, before = 0, 0, b""
         case Compression.BGZF:
-            block, before = align(source, start)
-            first = virtual_offset(block)
-            text = bgzf_text(source, block, end, read_bytes)
+            first_stored, before = align(source, start)
+            first = virtual_offset(first_stored)
+    text = _text(source, compression, first_stored, end, read_bytes)
     if first <= text_start:
         return _Entry(from_offset(text, text_start), b"", is_start=True)
     return _Entry(text, before, is_start=False)
 
 
 def _reenter(source: ByteSource, compression: Compression, offset: int, end: int, read_bytes: int) -> _Entry:
+    """Begin at the record at `offset`."""
     match compression:
         case Compression.NONE:
-            text = plain_text(source, offset, end, read_bytes)
+            first_stored = offset
         case Compression.GZIP:
-            text = from_offset(gzip_text(source, read_bytes), offset)
+            first_stored = 0
         case Compression.BGZF:
-            text = from_offset(bgzf_text(source, offset >> 16, end, read_bytes), offset)
-    return _Entry(text, b"", is_start=True)
+            first_stored = stored_offset(offset)
+    text = _text(source, compression, first_stored, end, read_bytes)
+    return _Entry(from_offset(text, offset), b"", is_start=True)
+
+
+def _text(source: ByteSource, compression: Compression, first_stored: int, end: int, read_bytes: int) -> Text:
+    match compression:
+        case Compression.NONE:
+            return plain_text(source, first_stored, end, read_bytes)
+        case Compression.GZIP:
+            return gzip_text(source, read_bytes)
+        case Compression.BGZF:
+            return bgzf_text(source, first_stored, end, read_bytes)
 
 
 def _checked_start(source: ByteSource, fmt: InputFormat, compression: Compression, read_bytes: int) -> int:
     """Offset of the first byte of the text, after a byte order mark; raises InvalidInput when the text is not `fmt`."""
-    match compression:
-        case Compression.NONE:
-            text = plain_text(source, 0, source.size, read_bytes)
-        case Compression.GZIP:
-            text = gzip_text(source, read_bytes)
-        case Compression.BGZF:
-            text = bgzf_text(source, 0, source.size, read_bytes)
     head = b""
-    first_offsets: list[int] = []
-    for item in text:
-        if not isinstance(item, Chunk) or len(head) >= _HEAD_BYTES:
-            first_offsets.append(item.offset)
+    head_offsets: list[int] = []  # of the head's first bytes, which need not be consecutive in BGZF
+    for item in _text(source, compression, 0, source.size, read_bytes):
+        if not isinstance(item, Chunk):
+            head_offsets.append(item.offset)
             break
-        room = len(_BYTE_ORDER_MARK) + 1 - len(first_offsets)
-        first_offsets.extend(range(item.offset, item.offset + min(room, len(item.data))))
+        missing = len(_BYTE_ORDER_MARK) + 1 - len(head_offsets)
+        head_offsets.extend(range(item.offset, item.offset + min(missing, len(item.data))))
         head += item.data
+        if len(head) >= _HEAD_BYTES:
+            break
     has_mark = head.startswith(_BYTE_ORDER_MARK)
-    head = head.removeprefix(_BYTE_ORDER_MARK)
-    problem = _wrong_start(head, fmt)
+    problem = _wrong_start(head.removeprefix(_BYTE_ORDER_MARK), fmt)
     if problem is not None:
-        raise InvalidInput(f"{source.uri}: {problem}")
-    return first_offsets[len(_BYTE_ORDER_MARK) if has_mark else 0]
+        raise InvalidInput(f"{source.uri}: at offset {head_offsets[0]}: {problem}")
+    return head_offsets[len(_BYTE_ORDER_MARK) if has_mark else 0]
 
 
 def _wrong_start(head: bytes, fmt: InputFormat) -> str | None:
-    for magic, problem in _OTHER_FORMATS.items():
-        if head.startswith(magic):
+    """Why the text that starts with `head` cannot be read, with the remedy. Pure."""
+    for magic, problem in _OTHER_FORMATS:
+        if magic.match(head):
             return problem
-    if fmt is InputFormat.FASTA and (problem := fasta.wrong_start(head)) is not None:
-        return problem
-    if b"\n" not in head and _BARE_RETURN.search(head):
+    problem_of_fasta = fasta.wrong_start(head) if fmt is InputFormat.FASTA else None
+    if problem_of_fasta is None and b"\n" not in head and _BARE_RETURN.search(head):
         return "lines end with a carriage return alone (old Mac): convert them, for example with tr '\\r' '\\n'"
-    return None
+    return problem_of_fasta

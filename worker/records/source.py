@@ -82,10 +82,8 @@ class StoreSource:
             except Unavailable as error:
                 delay_s = self._uniform(0.0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt, 10)))
                 if self._clock() + delay_s > give_up_at:
-                    raise Unavailable(
-                        self._key,
-                        f"no answer for bytes {start}-{end} in {attempt} attempts, {BUDGET_S:g} s: {error.detail}",
-                    ) from error
+                    detail = f"no answer for bytes {start}-{end} in {attempt} attempts, {BUDGET_S:g} s: {error.detail}"
+                    raise Unavailable(self._key, detail) from error
                 self._sleep(delay_s)
 
     def _get_whole(self, start: int, end: int) -> Stored:

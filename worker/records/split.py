@@ -63,7 +63,7 @@ def raw_records(text: Text, *, uri: str, lead: bytes, before: bytes, is_start: b
             data, at = data[len(lead) :], len(lead)
         bodies = data.split(separator)
         if not lead and len(bodies) > 1 and not bodies[-1]:
-            # The newline is the chunk's last byte: the next record starts in the next chunk, which also names its offset.
+            # The newline is the chunk's last byte: the next record starts in the next chunk, which names its offset.
             bodies.pop()
             bodies[-1] += b"\n"
         if start is not None:

@@ -112,7 +112,7 @@ def gzip_text(source: ByteSource, read_bytes: int) -> Text:
     damage = None
     if inflater is not None:
         damage = InvalidInput(
-            f"{source.uri}: truncated gzip: the object ends at compressed offset {source.size} in the middle of a member; "
+            f"{source.uri}: truncated gzip: the object ends inside of a member, at compressed offset {source.size}; "
             "make it anew and upload it again"
         )
     yield End(offset, source.size, damage)
