@@ -23,6 +23,8 @@ ENV_TERMINATION_LOG = "INFERENCERUN_TERMINATION_LOG"
 """Path of the flight recorder file; the kubelet's default is /dev/termination-log."""
 ENV_LIFELINE_FD = "INFERENCERUN_LIFELINE_FD"
 """File descriptor of a pipe held open by the local coordinator: end of file means the coordinator is gone, drain."""
+ENV_CACHE_DIR = "INFERENCERUN_CACHE_DIR"
+"""Directory for model files downloaded from a store; shared by the workers of a node. Default: ~/.cache/inferencerun."""
 ENV_VIRAL_MODE = "VIRNUCPRO_VIRAL_CHECKPOINT_MODE"
 """`true` selects the `viral` checkpoint profile when the spec names none (alias of the system this descends from)."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch.nn.functional import embedding, embedding_bag, gelu, layer_norm, linear
@@ -77,7 +78,7 @@ class Esm2Encoder:
         # Attention stays outside what is compiled: its arguments change with every pack. Compilation specialises on the
         # first pack and generalises over T on the second; warm_up runs both.
         compiled: Callable[..., Callable[..., torch.Tensor]] = (
-            torch.compile if settings.parameters.get("compile", False) else lambda step: step
+            partial(torch.compile, fullgraph=True) if settings.parameters.get("compile", False) else lambda step: step
         )
         self._before_attention = compiled(_before_attention)
         self._after_attention = compiled(_after_attention)
@@ -115,8 +116,8 @@ class Esm2Encoder:
         """hidden_TD in float32, after the final norm."""
         weights, config = self._weights, self._weights.config
         angles = torch.outer(pack.positions_T, weights.inverse_frequencies)
-        # [T, 1, 1, K / 2]: one angle for query and key, and for all heads
-        cos, sin = (part.to(dtype)[:, None, None, :] for part in (angles.cos(), angles.sin()))
+        # [T, 1, 1, K] and [T, 1, 1, K / 2]: one angle for query and key, and for all heads
+        cos, sin = (part.to(dtype)[:, None, None, :] for part in (angles.cos().repeat(1, 2), angles.sin()))
         attend = attention(pack.num_residues, head_dim=config.head_dim, dtype=dtype, device=self._device)
         hidden_TD = embedding(pack.token_ids_T, weights.embedding).to(dtype)
         for stored_layer in weights.layers:
@@ -140,21 +141,19 @@ def _before_attention(
     """(query_THK, key_THK, value_THK), rotated by position."""
     normed_TD = layer_norm(hidden_TD, hidden_TD.shape[-1:], layer.attention_norm, layer.attention_norm_bias, eps)
     fused = linear(normed_TD, layer.query_key_value, layer.query_key_value_bias)
-    query_key_value = fused.view(len(fused), 3, -1, 2 * cos.shape[-1])  # [T, 3, H, K]
+    query_key_value = fused.view(len(fused), 3, -1, cos.shape[-1])  # [T, 3, H, K]
     rotated = _rotated(query_key_value[:, :2], cos, sin)
     return rotated[:, 0], rotated[:, 1], query_key_value[:, 2]
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [..., K]: the halves (a, b) become (a cos - b sin, b cos + a sin).
+    """Rotary embedding of [..., K]: the halves (a, b) become (a cos - b sin, b cos + a sin). `cos` is there twice.
 
-    Written as products into one new tensor: half the memory traffic of rotating with a concatenation.
+    One product and two in-place sums on its halves: half the memory traffic of rotating with a concatenation.
     """
     first, second = x.chunk(2, dim=-1)
-    rotated = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rotated = x * cos
     rotated_first, rotated_second = rotated.chunk(2, dim=-1)
-    torch.mul(first, cos, out=rotated_first)
-    torch.mul(second, cos, out=rotated_second)
     rotated_first.addcmul_(second, sin, value=-1)
     rotated_second.addcmul_(first, sin)
     return rotated

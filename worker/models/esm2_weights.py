@@ -180,9 +180,8 @@ class SafetensorsReader:
 
     def __init__(self, directory: Path) -> None:
         self._files = {path: _open_safetensors(path) for path in _weight_files(directory)}
-        # EsmForMaskedLM puts the model's tensors under "esm."; EsmModel does not.
         self._places = {
-            name.removeprefix("esm."): (path, name)
+            _current_name(name): (path, name)
             for path, file in self._files.items()
             for name in file.keys()  # noqa: SIM118  (a safetensors file is not iterable)
         }
@@ -204,6 +203,13 @@ class SafetensorsReader:
                 f"the two are not of one model"
             )
         return tensor
+
+
+def _current_name(name: str) -> str:
+    """The name EsmModel gives a tensor: EsmForMaskedLM puts it under `esm.`, transformers 5 saves norms as gamma, beta."""
+    name = name.removeprefix("esm.")
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{'weight' if last == 'gamma' else 'bias'}" if last in {"gamma", "beta"} else name
 
 
 def _weight_files(directory: Path) -> list[Path]:

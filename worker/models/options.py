@@ -60,7 +60,7 @@ def fitted(value: Sliceable, settings: ModelSettings, *, default_max_length: int
         return value, False
     if settings.on_too_long is TooLong.QUARANTINE:
         raise RecordTooLong(f"{len(value)} tokens, above maxLength {max_length}")
-    return cast(Sliceable, value[:max_length]), True
+    return cast("Sliceable", value[:max_length]), True
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 
 
-class Unusable(Exception):  # noqa: N818
+class Unusable(Exception):
     """This record cannot be given to this model; the message says why. It goes to quarantine as InvalidRecord."""
 
 
-class RecordTooLong(Exception):  # noqa: N818
+class RecordTooLong(Exception):
     """Above the maximum length under `onTooLong: quarantine`. It goes to quarantine as TooLong."""
 
 
