@@ -21,6 +21,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from io import BytesIO
 from typing import TYPE_CHECKING, TypedDict
 
@@ -127,7 +128,7 @@ class S3Store:
                 for item in page.get("Contents", ()):
                     if item["Size"] or not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(self._root)
-                        yield Listed(key, item["Size"], _etag(item["ETag"]), item["LastModified"])
+                        yield Listed(key, item["Size"], _etag(item["ETag"]), item["LastModified"].astimezone(UTC))
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""
