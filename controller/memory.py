@@ -1,0 +1,94 @@
+"""What must survive a restart of the controller beyond the manifests: small, bounded, and never needed for truth. Pure.
+
+It is kept in the resource's status, or in coordinator.json. A controller that finds none, or an older one, counts a
+few failures too little or too much; nothing is lost or doubled, since that hangs on the manifests alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from controller import codec
+from controller.breaker import NodeBreakers, RunBreaker
+from controller.conditions import Condition
+from controller.status import FailureNote
+
+JUDGED_KEPT = 256
+"""Judged workers remembered beyond those still observed: a late listing may show them once more."""
+DEATHS_KEPT = 32
+SAMPLES_KEPT = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A place for one worker."""
+
+    slot: int
+    attempt: int = 0
+    """Number of the worker to be started next, or running now: it moves on only when that one has been seen to end, so
+    a start that is repeated after a crash or a late listing has the same name."""
+    not_before: datetime | None = None
+    """No start before; None = at once."""
+    num_failures: int = 0
+    """Counted failures in a row, with no commit by a worker of this slot between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """A counted, unexplained death; equal ones in a row make a crash loop."""
+
+    at: datetime
+    signature: str
+    """How it ended, without what differs from time to time."""
+    shard: int | None
+    """What it held; None = nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """How far the run was at an instant; the rate comes from a few of these."""
+
+    at: datetime
+    records: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMemory:
+    """The memory of one run. `RunMemory()` is a fresh start."""
+
+    started_at: datetime | None = None
+    """When it was first planned, or resumed from suspension; activeDeadlineSeconds counts from here."""
+    progress_mark: int | None = None
+    """Settled records and complete shards when last seen; more is progress. None = never looked."""
+    slots: tuple[Slot, ...] = ()
+    judged: tuple[str, ...] = ()
+    """Uids of ended workers that have been counted, oldest first."""
+    deaths: tuple[Death, ...] = ()
+    """Since the last progress."""
+    num_unexplained_kills: int = 0
+    """Workers killed from outside since the last progress."""
+    num_restarts: int = 0
+    """Ended workers whom no manifest remembers, since they held no shard."""
+    restarts_by_class: tuple[tuple[str, int], ...] = ()
+    worker_seconds: float = 0.0
+    """GPU time of ended workers."""
+    breaker: RunBreaker = field(default_factory=RunBreaker)
+    nodes: NodeBreakers = ()
+    last_failures: tuple[FailureNote, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+def to_fields(memory: RunMemory) -> dict[str, Any]:
+    """JSON-able fields."""
+    fields: dict[str, Any] = codec.to_fields(memory)
+    return fields
+
+
+def from_fields(fields: Mapping[str, Any]) -> RunMemory:
+    """The memory in `fields`; raises Corrupt, upon which `RunMemory()` is a safe answer."""
+    return codec.from_fields(RunMemory, fields, where="memory")
