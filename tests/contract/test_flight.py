@@ -16,6 +16,8 @@ FLIGHT = Flight(
     epoch=3,
     first=100,
     next=164,
+    first_offset=4096,
+    first_id="sp|P1",
     has_claimed=True,
     has_committed=True,
     model_restarts=2,
@@ -51,6 +53,15 @@ def test_a_long_detail_uses_the_room_there_is(character: str) -> None:
     text = to_text(Flight(shard=42, epoch=3, first=100, next=164, detail=character * 20_000))
 
     assert MAX_TERMINATION_MESSAGE_BYTES - 64 <= len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
+
+
+def test_a_long_id_is_cut() -> None:
+    """An id comes from the input and may have any length; the facts must fit beside it."""
+    read = from_text(to_text(Flight(shard=42, first_id="x" * 10_000)))
+
+    assert read is not None
+    assert read.shard == 42
+    assert 0 < len(read.first_id) < MAX_TERMINATION_MESSAGE_BYTES // 2
 
 
 def test_a_short_detail_is_kept_whole() -> None:

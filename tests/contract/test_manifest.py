@@ -33,8 +33,26 @@ def test_round_trip(original: ShardManifest) -> None:
     assert manifest.from_json(manifest.to_json(original), where="m.json") == original
 
 
-def test_the_sample_sets_every_field() -> None:
-    """The round trip says something about each field only if no sample leaves it at its default everywhere."""
+PARTS = [
+    (type(part).__name__, part)
+    for part in (
+        values.full_manifest().checkpoints[0],
+        values.full_manifest().attempts[0],
+        values.full_manifest().restarts,
+        values.full_manifest().hints,
+    )
+]
+
+
+@pytest.mark.parametrize(("part", "sample"), PARTS, ids=[name for name, _ in PARTS])
+def test_the_samples_set_every_field(part: str, sample: Any) -> None:
+    """The round trip says something about a field only if the sample does not leave it at its default."""
+    for field in dataclasses.fields(sample):
+        assert getattr(sample, field.name) != field.default, f"{part}.{field.name}"
+
+
+def test_the_sample_manifests_set_every_field() -> None:
+    """The same for the manifest itself; what a failed shard cannot have, the held one has."""
     samples = (values.full_manifest(), values.held_manifest())
 
     for field in dataclasses.fields(ShardManifest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -156,6 +157,27 @@ def test_an_uncounted_attempt_is_counted_in_total_only() -> None:
 
     assert (shard.restarts.total, shard.restarts.counted) == (1, 0)
     assert shard.restarts.by_class == (("SpotEviction", 1),)
+
+
+@pytest.mark.parametrize(
+    ("commit", "streak"),
+    [
+        ({"checkpoint": values.checkpoint(0, 3)}, 0),
+        ({"quarantined": [values.quarantined(0)]}, 0),
+        ({"records": 9}, 2),
+        ({"bytes_done": 100}, 2),
+    ],
+    ids=["rows", "quarantine", "end of range", "bytes"],
+)
+def test_progress_ends_a_streak(commit: dict[str, Any], streak: int) -> None:
+    """Charges since the last progress start anew once a record is settled, and only then; the totals stay."""
+    charged = transitions.released(claim(), attempt=values.attempt(), commit_id="c2", streak=2)
+    before = transitions.claimed(charged, owner=values.OWNER, commit_id="c3", now=values.NOW)
+
+    shard = transitions.committed(before, commit_id="c4", **commit)
+
+    assert (before.restarts.streak, shard.restarts.streak) == (2, streak)
+    assert shard.restarts.counted == 1
 
 
 def test_a_release_is_recognised_by_pod_and_epoch() -> None:
