@@ -24,6 +24,7 @@ from contract.errors import InferenceRunError, SpecError
 from contract.manifest import Owner, ShardManifest
 from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
+from contract.process_identity import own_identity
 from contract.store.commit import Committer
 from contract.store.open import open_store, split_object_uri
 from worker import logs
@@ -71,7 +72,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
     options = settings.from_json(text)
     owner = Owner(
         pod=environment.get(names.ENV_POD_NAME) or platform.node(),
-        uid=environment.get(names.ENV_POD_UID) or uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
+        uid=environment.get(names.ENV_POD_UID) or str(own_identity()),
         node=environment.get(names.ENV_NODE_NAME) or platform.node(),
     )
     logs.configure(run=options.run, pod=owner.pod)
@@ -91,7 +92,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
         recorder=recorder,
         read_records=lambda plan, manifest, resume: _read(options, plan, manifest, resume),
         now=lambda: datetime.now(UTC),  # noqa: TID251  (the edge: the clock is read here)
-        new_id=lambda: uuid.uuid4().hex,  # noqa: TID251
+        new_id=lambda: uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
         versions={
             "inferencerun": version("inferencerun-operator"),
             "torch": str(torch.__version__),

@@ -27,6 +27,7 @@ from contract.plan import Plan
 from contract.settings import WorkerSettings
 from contract.store.commit import Committer
 from contract.store.errors import StoreError
+from worker.batching import Item
 from worker.checkpoint import CheckpointWriter, Written
 from worker.claims import Claims, NothingToClaim, give_back
 from worker.feed import Feed
@@ -101,7 +102,7 @@ class Worker:
                 continue
             self._note(shard=claimed.current.shard, epoch=claimed.current.epoch, has_claimed=True)
             self._work_on(shards, claimed)
-            self._note(shard=None, epoch=None, first=None, next=None)
+            self._note(shard=None, epoch=None, first=None, next=None, first_offset=None, first_id="")
         return ExitCode.DRAINED
 
     def _read_plan(self) -> Plan:
@@ -183,9 +184,15 @@ class Worker:
         self.totals.checkpoints += 1
         self._note(has_committed=True)
 
-    def note_in_flight(self, first: int | None, next_ordinal: int | None) -> None:
+    def note_in_flight(self, first: Item | None, next_ordinal: int | None) -> None:
         """Tell the flight recorder which records the model process holds."""
-        self._note(first=first, next=next_ordinal, model_restarts=self.model.num_restarts)
+        self._note(
+            first=first.ordinal if first else None,
+            next=next_ordinal,
+            first_offset=first.offset if first else None,
+            first_id=first.id if first else "",
+            model_restarts=self.model.num_restarts,
+        )
 
     def _note(self, **changes: object) -> None:
         with self._recorder_lock:

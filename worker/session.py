@@ -49,8 +49,8 @@ class ShardSession:
     model: ModelProcess
     writer: CheckpointWriter
     is_draining: Callable[[], bool]
-    note_in_flight: Callable[[int | None, int | None], None]
-    """Tells the flight recorder which ordinals [first, next) the model process holds."""
+    note_in_flight: Callable[[Item | None, int | None], None]
+    """Tells the flight recorder which records the model process holds: the first, and the ordinal after the last."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -66,6 +66,7 @@ class ShardSession:
         self._last_commit = self.clock()
         self._drain_until: float | None = None
         self._num_records: int | None = None
+        self._noted: tuple[Item | None, int | None] = (None, None)
         self._committed_budget = self.held.current.hints.token_budget
 
     def run(self) -> None:
@@ -80,8 +81,10 @@ class ShardSession:
                     outcome = self.model.receive(POLL_S)
                     if outcome is not None:
                         self._settle(outcome)
-                elif self._ahead and not self._take_ahead():
-                    break
+                else:
+                    self._note(None, None)
+                    if self._ahead and not self._take_ahead():
+                        break
                 self._commit_if_due()
             self._collect_sound()
 
@@ -109,8 +112,13 @@ class ShardSession:
                 self._ahead.extendleft(reversed(repacked(batch, budget)))
                 continue
             self._in_flight.append(batch)
-            self.note_in_flight(self._in_flight[0].first, batch.next)
+            self._note(self._in_flight[0].items[0], batch.next)
             self.model.submit(batch.payloads)
+
+    def _note(self, first: Item | None, next_ordinal: int | None) -> None:
+        if (first, next_ordinal) != self._noted:
+            self._noted = (first, next_ordinal)
+            self.note_in_flight(first, next_ordinal)
 
     def _may_enter(self, batch: Batch) -> bool:
         """A suspect has nothing beside it: if the worker dies, the flight recorder names it and nothing else."""
@@ -161,7 +169,7 @@ class ShardSession:
 
     def _run_alone(self, items: tuple[Item, ...], *, is_fp32: bool = False) -> Outcome:
         self._refuse_late()
-        self.note_in_flight(items[0].ordinal, items[-1].ordinal + 1)
+        self._note(items[0], items[-1].ordinal + 1)
         self.model.submit([item.payload for item in items], is_fp32=is_fp32)
         return self._wait()
 

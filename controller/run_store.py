@@ -1,0 +1,182 @@
+"""What the controller reads and writes under the output URI: run.json, the plan, manifests by ETag, the index.
+
+Holds no policy: `open_run` compares identities, `release` applies what the planner decided, `finalize` writes what the
+manifests say. Dying at any line is harmless: each put is conditional, its bytes are a function of what was read, and the
+next call finds it done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from contract import index, layout, manifest, plan, run_record
+from contract.errors import Corrupt, IncompatibleRun
+from contract.manifest import ShardManifest
+from contract.plan import InputObject, Plan
+from contract.run_record import RunRecord
+from contract.store.commit import Committer
+from contract.store.errors import NotFound, Superseded
+from contract.store.protocol import ETag, Listed
+from controller.actions import ReleaseShard
+
+READERS = 8
+"""Manifests fetched at once."""
+
+MAX_RACES = 10
+"""Other controllers that may change run.json between our read and our put."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRun:
+    """A run that may be worked on: its record and its plan."""
+
+    record: RunRecord
+    plan: Plan
+
+
+class RunStore:
+    """One output URI, as the controller sees it."""
+
+    def __init__(self, committer: Committer, *, new_id: Callable[[], str]) -> None:
+        self._committer = committer
+        self._new_id = new_id
+        self._seen: dict[str, tuple[ETag, ShardManifest]] = {}
+
+    @property
+    def uri(self) -> str:
+        """The output URI."""
+        return self._committer.store.uri
+
+    def read_record(self) -> RunRecord | None:
+        """run.json, None when there is no run yet. Raises Corrupt or NewerFormat."""
+        found = self._read_record()
+        return found[0] if found else None
+
+    def open_run(self, wanted: RunRecord, objects: tuple[InputObject, ...], *, restarts: bool) -> OpenedRun:
+        """Create the run, or continue the one that is there; then make sure of its plan.
+
+        Args:
+            wanted: record of a first generation with the identity the spec asks for.
+            objects: the input as listed.
+            restarts: open the next generation, whatever the present one holds.
+
+        Raises:
+            IncompatibleRun: another input or model, or an archived run; nothing was touched.
+        """
+        record = self._open_record(wanted, restarts=restarts)
+        shards = plan.cut(
+            objects, generation=record.generation, fmt=record.input.format, shard_bytes=record.shard_bytes
+        )
+        key = layout.build_plan_key(record.generation)
+        try:
+            self._committer.create_immutable(key, plan.to_json(shards))
+        except Superseded as error:
+            raise Corrupt(
+                f"{self.uri}/{key}: the plan there is not the one this input gives; start a new generation with --restart"
+            ) from error
+        return OpenedRun(record=record, plan=shards)
+
+    def _open_record(self, wanted: RunRecord, *, restarts: bool) -> RunRecord:
+        for _ in range(MAX_RACES):
+            found = self._read_record()
+            commit_id = self._new_id()
+            try:
+                if found is None:
+                    record = replace(wanted, generation=1, version=1, commit_id=commit_id, history=(commit_id,))
+                    self._committer.create_document(layout.RUN_KEY, run_record.to_json(record), commit_id=commit_id)
+                    return record
+                current, etag = found
+                if current.is_archived:
+                    raise IncompatibleRun(f"{self.uri}: this run is archived and read-only; choose another output.uri")
+                if not restarts:
+                    self._refuse_other(wanted, current)
+                    return current
+                record = replace(
+                    wanted,
+                    uid=current.uid,
+                    generation=current.generation + 1,
+                    version=current.version + 1,
+                    commit_id=commit_id,
+                    history=(*current.history, commit_id)[-manifest.HISTORY_LENGTH :],
+                )
+                self._committer.update_document(layout.RUN_KEY, run_record.to_json(record), etag, commit_id=commit_id)
+            except Superseded:
+                continue
+            return record
+        raise Corrupt(f"{self.uri}/{layout.RUN_KEY}: changed by somebody else {MAX_RACES} times while opening it")
+
+    def _refuse_other(self, wanted: RunRecord, current: RunRecord) -> None:
+        found = run_record.differences(wanted, current)
+        if found:
+            raise IncompatibleRun(
+                f"{self.uri} holds run {current.name!r} of another input or model; nothing was touched. "
+                + "; ".join(found)
+                + ". Choose another output.uri, or open a new generation with --restart (the old one stays)"
+            )
+
+    def _read_record(self) -> tuple[RunRecord, ETag] | None:
+        try:
+            stored = self._committer.read(layout.RUN_KEY)
+        except NotFound:
+            return None
+        return run_record.from_json(stored.body, where=f"{self.uri}/{layout.RUN_KEY}"), stored.etag
+
+    def read_manifests(self, generation: int) -> dict[int, ShardManifest]:
+        """All manifests by shard: one listing, and a read of those whose ETag moved since the last call."""
+        listed = [
+            entry
+            for entry in self._committer.list(layout.build_shards_prefix(generation))
+            if layout.parse_shard_key(entry.key) is not None
+        ]
+        changed = [entry for entry in listed if self._seen.get(entry.key, (None,))[0] != entry.etag]
+        if len(changed) > 1:
+            with ThreadPoolExecutor(READERS) as pool:
+                read = list(pool.map(self._read_manifest, changed))
+        else:
+            read = [self._read_manifest(entry) for entry in changed]
+        self._seen.update(read)
+        return {
+            parsed[1]: self._seen[entry.key][1]
+            for entry in listed
+            if (parsed := layout.parse_shard_key(entry.key)) is not None
+        }
+
+    def _read_manifest(self, entry: Listed) -> tuple[str, tuple[ETag, ShardManifest]]:
+        stored = self._committer.read(entry.key)
+        found = manifest.from_json(stored.body, where=f"{self.uri}/{entry.key}")
+        return entry.key, (stored.etag, found)
+
+    def release(self, action: ReleaseShard, generation: int) -> bool:
+        """Give back the shard of a dead worker; False when its manifest has moved on since it was observed."""
+        key = layout.build_shard_key(generation, action.shard)
+        etag, current = self._seen[key]
+        commit_id = self._new_id()
+        proposed = action.applied(current, commit_id=commit_id)
+        if proposed is None:
+            return False
+        problem = manifest.invariants(proposed, current)
+        assert problem is None, f"{key}: {problem}"
+        try:
+            self._committer.update_document(key, manifest.to_json(proposed), etag, commit_id=commit_id)
+        except Superseded:
+            return False
+        return True
+
+    def finalize(self, generation: int, manifests: Mapping[int, ShardManifest]) -> None:
+        """Write index.json, then _SUCCESS. Both are functions of final manifests: repeating it writes the same bytes."""
+        content = index.to_json(index.build_index(manifests.values(), generation=generation))
+        key = layout.build_index_key(generation)
+        try:
+            self._committer.create_immutable(key, content)
+        except Superseded as error:
+            raise Corrupt(
+                f"{self.uri}/{key}: the index there does not match the manifests; remove it, then run again"
+            ) from error
+        self._committer.create_immutable(layout.build_success_key(generation), b"")
+
+    def is_finalized(self, generation: int) -> bool:
+        """Whether _SUCCESS is there."""
+        key = layout.build_success_key(generation)
+        return any(entry.key == key for entry in self._committer.list(key))
