@@ -1,0 +1,3 @@
+"""Fixtures for all tests: see `tests.servers`."""
+
+pytest_plugins = ["tests.servers"]
