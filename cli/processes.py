@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 2048
 
+ORPHAN_SLOT = -1
+"""Slot of a worker that an earlier coordinator started: it takes nobody's place."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
@@ -106,7 +109,7 @@ class ProcessTable:
             lifeline=theirs,
         )
 
-    def adopt(self, owners: Iterable[Owner], *, slot_of: dict[str, tuple[int, int]], now: datetime) -> None:
+    def adopt(self, owners: Iterable[Owner], *, now: datetime) -> None:
         """Watch workers of an earlier coordinator that hold shards: they have noticed its end and are draining.
 
         Those that are dead already are shown as ended, with the flight recorder they left behind.
@@ -115,11 +118,10 @@ class ProcessTable:
             identity = process_identity.parse(owner.uid)
             if identity is None or owner.uid in self._workers or not process_identity.is_this_host(identity):
                 continue
-            slot, attempt = slot_of.get(owner.pod, (0, 0))
             self._workers[owner.uid] = _Worker(
                 name=owner.pod,
-                slot=slot,
-                attempt=attempt,
+                slot=ORPHAN_SLOT,
+                attempt=0,
                 identity=identity,
                 started_at=None,
                 oom_kills_before=_oom_kills(),
