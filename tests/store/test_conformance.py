@@ -233,18 +233,18 @@ def test_odd_keys_are_keys(store: ObjectStore) -> None:
 
 def test_a_race_to_create_has_one_winner(store: ObjectStore) -> None:
     """Of eight concurrent creations of one key exactly one succeeds, and the object is the winner's."""
-    for round_number in range(5):
-        winners = race(lambda body, key=f"key-{round_number}": store.put_create(key, body))
+    for turn in range(5):
+        winners = race(lambda body, key=f"key-{turn}": store.put_create(key, body), turn)
 
         assert len(winners) == 1
-        assert store.get(f"key-{round_number}").body == winners[0]
+        assert store.get(f"key-{turn}").body == winners[0]
 
 
 def test_a_race_to_update_has_one_winner(store: ObjectStore) -> None:
     """Of eight concurrent updates from one version exactly one succeeds."""
     etag = store.put_create("key", b"start")
-    for _ in range(5):
-        winners = race(lambda body, seen=etag: store.put_update("key", body, seen))
+    for turn in range(5):
+        winners = race(lambda body, seen=etag: store.put_update("key", body, seen), turn)
 
         assert len(winners) == 1
         assert store.get("key").body == winners[0]
@@ -260,12 +260,15 @@ def test_the_probe_accepts_it_and_leaves_nothing(store: ObjectStore) -> None:
     assert keys(store) == ["run.json"]
 
 
-def race(put: Callable[[bytes], ETag]) -> list[bytes]:
-    """Bodies of those of eight concurrent puts that succeeded."""
+def race(put: Callable[[bytes], ETag], turn: int) -> list[bytes]:
+    """Bodies of those of eight concurrent puts that succeeded.
+
+    No two bodies are equal, as no two versions of a manifest are: on S3 equal bytes have equal ETags.
+    """
     barrier = Barrier(8)
 
     def run(racer: int) -> bytes | None:
-        body = b"racer %d" % racer
+        body = b"turn %d, racer %d" % (turn, racer)
         barrier.wait()
         try:
             put(body)
