@@ -1,0 +1,1 @@
+"""The `inferencerun` command: one file per subcommand, and the coordinator for one machine."""

@@ -1,0 +1,77 @@
+"""`inferencerun failures`: the last ended attempts, and why shards failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cli.output import open_output, read_manifests
+from cli.present import generation_option, json_option, output_argument, print_json, print_table
+from contract.manifest import ShardManifest, stamp
+
+
+@click.command(name="failures")
+@output_argument
+@generation_option
+@click.option(
+    "--last", "num_last", type=click.IntRange(min=1), default=20, show_default=True, help="How many attempts."
+)
+@json_option
+def command(output_uri: str, generation: int | None, num_last: int, *, as_json: bool) -> None:
+    """The last ended attempts, newest first: class, evidence, pod, node, and whether they count; then failed shards."""
+    output = open_output(output_uri, generation)
+    manifests = read_manifests(output).readable
+    attempts, failed = last_attempts(manifests, num_last), failed_shards(manifests)
+    if as_json:
+        print_json({"attempts": attempts, "failedShards": failed})
+        return
+    print_table(
+        ("ENDED", "SHARD", "EPOCH", "CLASS", "COUNTS", "POD", "NODE", "EVIDENCE"),
+        (
+            [item[name] for name in ("endedAt", "shard", "epoch", "class", "counted", "pod", "node", "evidence")]
+            for item in attempts
+        ),
+        empty="No attempt has ended.",
+    )
+    if failed:
+        click.echo()
+        print_table(
+            ("FAILED SHARD", "CLASS", "DETAIL"),
+            ((item["shard"], item["class"], item["detail"]) for item in failed),
+            empty="",
+        )
+
+
+def last_attempts(manifests: Sequence[ShardManifest], num_last: int) -> list[dict[str, Any]]:
+    """The newest attempts of all shards, newest first. Pure."""
+    ended = sorted(
+        ((attempt, manifest.shard) for manifest in manifests for attempt in manifest.attempts),
+        key=lambda pair: pair[0].ended_at,
+        reverse=True,
+    )
+    return [
+        {
+            "endedAt": stamp(attempt.ended_at),
+            "shard": shard,
+            "epoch": attempt.epoch,
+            "class": attempt.failure_class.value,
+            "counted": attempt.counted,
+            "pod": attempt.pod,
+            "uid": attempt.uid,
+            "node": attempt.node,
+            "heldSeconds": attempt.held_seconds,
+            "evidence": attempt.evidence,
+        }
+        for attempt, shard in ended[:num_last]
+    ]
+
+
+def failed_shards(manifests: Sequence[ShardManifest]) -> list[dict[str, Any]]:
+    """Shards that are `failed`, with the reason. Pure."""
+    return [
+        {"shard": manifest.shard, "class": manifest.failure.failure_class.value, "detail": manifest.failure.detail}
+        for manifest in manifests
+        if manifest.failure is not None
+    ]

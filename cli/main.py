@@ -1,0 +1,68 @@
+"""`inferencerun`: one file per command, loaded only when called, so that `--help` costs no torch.
+
+Exit codes: 0 fine, 1 something is off (the command says what), 2 wrong usage, 64 and above as in `contract.names.ExitCode`.
+Results go to standard output, errors and progress to standard error.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from contract.errors import InferenceRunError
+
+COMMANDS = {
+    "run": "Run an InferenceRun on this machine, or resume it.",
+    "run": "Run an InferenceRun on this machine, or resume it.",
+    "status": "Where a run stands.",
+    "shards": "Every shard: who holds it, and how far it is.",
+    "failures": "The last ended attempts: class, evidence, pod and node.",
+    "quarantine": "Records without a row, and why.",
+    "verify": "Read every object again and check it against the manifests and the input.",
+    "export": "Write all rows, in input order, to one .pt, .npy, .safetensors or .parquet file.",
+    "snapshot": "Name a consistent cut over all shards.",
+    "archive": "Make a complete run read-only.",
+    "cleanup": "Remove objects that no manifest names, and old generations.",
+    "repair": "Set a shard whose manifest cannot be read back to unclaimed.",
+    "retry": "Set failed shards, or quarantined records, back to pending.",
+}
+"""Name and one line; `cli/<name>.py` holds the command as `command`."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """All names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (click's signature)
+        """The command, imported now; None when there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's signature)
+        """The list of commands from the table alone, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error meant for the user becomes one line and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except InferenceRunError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(int(error.exit_code))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="inferencerun-operator", prog_name="inferencerun")
+def main() -> None:
+    """Offline batch inference, every record exactly once.
+
+    OUTPUT_URI is a run's output.uri: a directory, file:///... or s3://bucket/prefix.
+    """
