@@ -266,12 +266,12 @@ def _read_config(path: Path) -> Esm2Config:
     try:
         fields = json.loads(path.read_bytes())
         config = Esm2Config(
-            num_layers=fields["num_hidden_layers"],
-            hidden_size=fields["hidden_size"],
-            num_heads=fields["num_attention_heads"],
-            intermediate_size=fields["intermediate_size"],
-            vocab_size=fields["vocab_size"],
-            layer_norm_eps=fields["layer_norm_eps"],
+            num_layers=_count(fields, "num_hidden_layers"),
+            hidden_size=_count(fields, "hidden_size"),
+            num_heads=_count(fields, "num_attention_heads"),
+            intermediate_size=_count(fields, "intermediate_size"),
+            vocab_size=_count(fields, "vocab_size"),
+            layer_norm_eps=float(fields["layer_norm_eps"]),
             rope_theta=_rope_theta(fields),
             token_dropout=bool(fields.get("token_dropout", False)),
         )
@@ -289,6 +289,13 @@ def _read_config(path: Path) -> Esm2Config:
     if off:
         raise ModelError(f"{path}: not an ESM-2 model: {'; '.join(off)}; bring it as model `torch` instead")
     return config
+
+
+def _count(fields: Mapping[str, Any], key: str) -> int:
+    value = fields[key]
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} is {value!r}")
+    return value
 
 
 def _rope_theta(fields: Mapping[str, Any]) -> float:

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from contract.errors import ModelError
 from contract.names import ENV_CACHE_DIR
 from contract.store.errors import Unavailable
-from contract.store.open import open_store
+from contract.store.open import normalised_uri, open_store
 from contract.store.protocol import Listed, ObjectStore
 
 RANGE_BYTES = 16 << 20
@@ -35,15 +34,14 @@ def local_directory(source: str, environment: Mapping[str, str]) -> Path:
     """The directory that holds the files of `source`: itself when it is local, else a cached copy.
 
     Raises:
+        SpecError: a URI of no known kind of store.
         ModelError: nothing there, or the cache cannot be written; the message says what to do.
         StoreError: the store refuses or does not answer.
     """
-    if "://" not in source:
-        directory = Path(source)
-    elif source.startswith("file://"):
-        directory = Path(unquote(urlsplit(source).path))
-    else:
-        return cached_copy(open_store(source), cache_directory(environment))
+    uri = normalised_uri(source)
+    if not uri.startswith("file://"):
+        return cached_copy(open_store(uri), cache_directory(environment))
+    directory = Path(uri.removeprefix("file://"))
     if not directory.is_dir():
         raise ModelError(f"model.source: {source} is no directory on this machine; mount it or name a store prefix")
     return directory
