@@ -7,19 +7,21 @@ few failures too little or too much; nothing is lost or doubled, since that hang
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from contract.names import FailureClass
 from controller import codec
 from controller.breaker import NodeBreakers, RunBreaker
 from controller.conditions import Condition
-from controller.status import FailureNote
 
 JUDGED_KEPT = 256
 """Judged workers remembered beyond those still observed: a late listing may show them once more."""
 DEATHS_KEPT = 32
 SAMPLES_KEPT = 9
+SAMPLE_S = 15.0
+FAILURES_KEPT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,32 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailureNote:
+    """One of the last failures, for people."""
+
+    time: datetime
+    pod: str
+    node: str
+    failure_class: FailureClass
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A running worker that holds no shard."""
+
+    uid: str
+    since: datetime
+    """When it was first seen so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunMemory:
     """The memory of one run. `RunMemory()` is a fresh start."""
 
+    resource_generation: int | None = None
+    """Which version of the spec was seen last; None = none yet."""
     started_at: datetime | None = None
     """When it was first planned, or resumed from suspension; activeDeadlineSeconds counts from here."""
     progress_mark: int | None = None
@@ -71,16 +96,34 @@ class RunMemory:
     """Since the last progress."""
     num_unexplained_kills: int = 0
     """Workers killed from outside since the last progress."""
-    num_restarts: int = 0
-    """Ended workers whom no manifest remembers, since they held no shard."""
     restarts_by_class: tuple[tuple[str, int], ...] = ()
+    """Ended workers whom no manifest remembers, since they held no shard."""
     worker_seconds: float = 0.0
     """GPU time of ended workers."""
     breaker: RunBreaker = field(default_factory=RunBreaker)
     nodes: NodeBreakers = ()
     last_failures: tuple[FailureNote, ...] = ()
     samples: tuple[Sample, ...] = ()
+    """At most SAMPLES_KEPT, at least SAMPLE_S apart."""
+    idle: tuple[Idle, ...] = ()
     conditions: tuple[Condition, ...] = ()
+
+
+def forgiven(memory: RunMemory) -> RunMemory:
+    """The memory once a person has stepped in (changed the spec, or started the run again).
+
+    Breakers close, waits and the deadline begin anew; totals and the last failures stay.
+    """
+    return replace(
+        memory,
+        started_at=None,
+        slots=tuple(replace(slot, not_before=None, num_failures=0) for slot in memory.slots),
+        deaths=(),
+        num_unexplained_kills=0,
+        breaker=RunBreaker(),
+        nodes=(),
+        samples=(),
+    )
 
 
 def to_fields(memory: RunMemory) -> dict[str, Any]:

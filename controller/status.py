@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from contract.manifest import ShardManifest, ShardStatus
 from contract.names import FailureClass, Phase
+from contract.plan import Plan
+from contract.ranges import count
 from controller.codec import to_fields
 from controller.conditions import Condition
-
-LAST_FAILURES_KEPT = 10
+from controller.failure_policy import FREE
+from controller.memory import FailureNote, RunMemory, Sample
+from controller.observed import Observed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +66,6 @@ class RestartCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailureNote:
-    """One of the last failures, for people."""
-
-    time: datetime
-    pod: str
-    node: str
-    failure_class: FailureClass
-    evidence: str
-    advice: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """All of `status`."""
 
@@ -99,3 +91,77 @@ def status_fields(status: RunStatus) -> dict[str, Any]:
     for note in fields["lastFailures"]:
         note["class"] = note.pop("failureClass")
     return fields
+
+
+def sample(plan: Plan, manifests: Mapping[int, ShardManifest], *, now: datetime) -> Sample:
+    """How far the run is: settled records, and bytes of input behind us."""
+    num_bytes = 0
+    for shard in plan.shards:
+        found = manifests.get(shard.shard)
+        if found is not None:
+            size = shard.end - shard.start
+            num_bytes += size if found.status is ShardStatus.COMPLETE else min(found.bytes_done, size)
+    return Sample(at=now, records=sum(count(found.settled) for found in manifests.values()), bytes=num_bytes)
+
+
+def progress(latest: Sample, samples: tuple[Sample, ...], *, total_bytes: int) -> Progress:
+    """Progress, with the rate since the oldest sample that is kept."""
+    elapsed_s = (latest.at - samples[0].at).total_seconds() if samples else 0.0
+    records_per_s = max(0, latest.records - samples[0].records) / elapsed_s if elapsed_s else 0.0
+    bytes_per_s = max(0, latest.bytes - samples[0].bytes) / elapsed_s if elapsed_s else 0.0
+    # Cut, not rounded: 100.0 is said of nothing less.
+    percent = 1000 * latest.bytes // total_bytes / 10 if total_bytes else 100.0
+    return Progress(
+        records=latest.records,
+        bytes=latest.bytes,
+        total_bytes=total_bytes,
+        percent=f"{percent:.1f}",
+        records_per_second=f"{records_per_s:.3g}" if records_per_s < 100 else f"{records_per_s:.0f}",
+        eta_s=round((total_bytes - latest.bytes) / bytes_per_s) if bytes_per_s else None,
+    )
+
+
+def shard_counts(plan: Plan, manifests: Mapping[int, ShardManifest]) -> ShardCounts:
+    """Shards by where they stand."""
+    statuses = [found.status for found in manifests.values()]
+    return ShardCounts(
+        total=len(plan.shards),
+        complete=statuses.count(ShardStatus.COMPLETE),
+        running=statuses.count(ShardStatus.RUNNING),
+        failed=statuses.count(ShardStatus.FAILED),
+    )
+
+
+def restart_counts(manifests: Mapping[int, ShardManifest], memory: RunMemory) -> RestartCounts:
+    """Ended attempts of all shards, and ended workers that held none."""
+    by_class: dict[str, int] = {}
+    for pairs in (memory.restarts_by_class, *(found.restarts.by_class for found in manifests.values())):
+        for name, number in pairs:
+            by_class[name] = by_class.get(name, 0) + number
+    return RestartCounts(
+        total=sum(by_class.values()),
+        counted=sum(number for name, number in by_class.items() if FailureClass(name) not in FREE),
+        by_class=dict(sorted(by_class.items())),
+    )
+
+
+def goodput(observed: Observed, memory: RunMemory, *, now: datetime) -> float:
+    """Share of the held GPU seconds that ended in committed checkpoints, 0 to 1; 0 before the first.
+
+    Held is the larger of two lower bounds: how long shards were held, by their manifests (an earlier controller's time
+    included), and how long workers lived, by our own count (loading the model included).
+    """
+    manifests = observed.manifests.values()
+    useful_s = sum(item.seconds for found in manifests for item in found.checkpoints)
+    by_shards_s, by_workers_s = 0.0, memory.worker_seconds
+    for found in manifests:
+        by_shards_s += sum(item.held_seconds or 0.0 for item in found.attempts)
+        if found.claimed_at is not None and found.status is ShardStatus.RUNNING:
+            by_shards_s += (now - found.claimed_at).total_seconds()
+        elif found.claimed_at is not None and found.status is ShardStatus.COMPLETE and found.checkpoints:
+            by_shards_s += max(0.0, (found.checkpoints[-1].created_at - found.claimed_at).total_seconds())
+    for worker in observed.workers:
+        if worker.is_live and worker.started_at is not None:
+            by_workers_s += (now - worker.started_at).total_seconds()
+    held_s = max(by_shards_s, by_workers_s)
+    return min(1.0, useful_s / held_s) if held_s else 0.0
