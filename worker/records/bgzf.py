@@ -97,9 +97,9 @@ def _first_block(source: ByteSource, start: int) -> int:
 
 
 def _is_chain(window: bytes, first: int, *, is_last: bool) -> bool:
-    """Whether headers lead on for a block's length, or to the end of the object (a truncated block, too)."""
+    """Whether headers lead on from `first` for a block's length, or to the very end of the object."""
     at = first
-    while at - first < MAX_BLOCK_BYTES and not (is_last and at >= len(window)):
+    while at - first < MAX_BLOCK_BYTES and not (is_last and at == len(window)):
         size = block_bytes(window, at)
         if size is None:
             return False

@@ -42,9 +42,7 @@ def wrong_start(head: bytes) -> str | None:
     if first == b"@":
         return "this looks like FASTQ: convert it, for example with 'seqtk seq -A'"
     found = head.lstrip()[:24].decode("utf-8", "replace")
-    return (
-        f"a FASTA text starts with '>', but this one with {found!r}: choose the right input.format, or mend the object"
-    )
+    return f"FASTA starts with '>', but this text with {found!r}: choose the right input.format, or mend the object"
 
 
 def _problem(sequence: bytes) -> str:

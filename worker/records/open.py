@@ -28,7 +28,7 @@ _HEAD_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BARE_RETURN = re.compile(rb"\r[^\r\n]")
 _OTHER_FORMATS = (
-    (re.compile(rb"\x1f\x8b"), "this looks like gzip: name it .gz (.bgz for block gzip)"),
+    (re.compile(rb"\x1f\x8b"), "this looks like gzip: name it .gz (.bgz for block gzip), or decompress it"),
     (re.compile(rb"\x28\xb5\x2f\xfd"), "this looks like zstd: decompress it, or compress it with gzip or bgzip"),
     (re.compile(rb"\xfd7zXZ\0"), "this looks like xz: decompress it, or compress it with gzip or bgzip"),
     (re.compile(rb"BZh[1-9]1AY&SY"), "this looks like bzip2: decompress it, or compress it with gzip or bgzip"),
