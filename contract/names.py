@@ -33,7 +33,7 @@ MAX_TERMINATION_MESSAGE_BYTES = 4096
 
 
 class ExitCode(IntEnum):
-    """Exit codes of a worker: the one table for both sides (design: worker pod)."""
+    """Exit codes of a worker: the one table for both sides."""
 
     NO_WORK_LEFT = 0
     """Every shard is final or held by somebody else."""
@@ -56,7 +56,7 @@ class ExitCode(IntEnum):
 
 
 class FailureClass(StrEnum):
-    """Why a worker ended, in the order of judgement (design section 7)."""
+    """Why a worker ended, in the order of judgement (docs/failure-modes.md says what each costs)."""
 
     DONE = "Done"
     INTENDED = "Intended"
