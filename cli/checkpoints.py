@@ -94,14 +94,11 @@ def rows_of(body: bytes, *, where: str) -> Rows:
         content = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise Corrupt(f"{where}: torch cannot load it ({error})") from error
-    try:
-        embeddings, ids, metadata = content["embeddings"], content["sequence_ids"], content["metadata"]
-        ordinals, offsets = metadata["ordinals"], metadata["offsets"]
-        splits = metadata.get("row_splits")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(
-            f"{where}: not a checkpoint ({error!r} while looking for the embeddings, ids and metadata)"
-        ) from error
+    metadata = content.get("metadata") if isinstance(content, dict) else None
+    if not isinstance(metadata, dict):
+        raise Corrupt(f"{where}: not a checkpoint: no dict with embeddings, sequence_ids and metadata")
+    embeddings, ids = content.get("embeddings"), content.get("sequence_ids")
+    ordinals, offsets, splits = (metadata.get(name) for name in ("ordinals", "offsets", "row_splits"))
     problem = _shape_problem(embeddings, ids, ordinals, offsets, splits)
     if problem is not None:
         raise Corrupt(f"{where}: {problem}")
@@ -159,6 +156,7 @@ def metadata_problems(rows: Rows, item: Checkpoint, manifest: ShardManifest, rec
         "object": manifest.object,
         "model": record.model.name,
         "dtype": record.model.dtype,
+        "kind": record.model.kind,
     }
     problems = [
         f"metadata says {name} {said.get(name)!r} instead of {value!r}"

@@ -15,7 +15,6 @@ from contract.errors import InferenceRunError
 
 COMMANDS = {
     "run": "Run an InferenceRun on this machine, or resume it.",
-    "run": "Run an InferenceRun on this machine, or resume it.",
     "status": "Where a run stands.",
     "shards": "Every shard: who holds it, and how far it is.",
     "failures": "The last ended attempts: class, evidence, pod and node.",

@@ -61,6 +61,8 @@ class Problem:
 class Report:
     """What a verification found."""
 
+    is_finished: bool = False
+    """Whether _SUCCESS is there; if not, what there is so far has been verified."""
     shards: int = 0
     checkpoints: int = 0
     records: int = 0
@@ -84,6 +86,7 @@ class Report:
         """For JSON."""
         return {
             "ok": not self.problems,
+            "finished": self.is_finished,
             "shards": self.shards,
             "checkpoints": self.checkpoints,
             "records": self.records,
@@ -318,13 +321,15 @@ class _MissingRuns:
 def _check_index(output: Output, manifests: Manifests, report: Report) -> None:
     """index.json and _SUCCESS against the manifests. Both may be absent while the run is not finished."""
     key = build_index_key(output.generation)
-    for place, problem in _index_problems(output, manifests, key):
+    report.is_finished = is_finished(output)
+    for place, problem in _index_problems(output, manifests, key, has_success=report.is_finished):
         report.is_index_wrong = True
         report.add(key, problem, place=place, remedy=REFINISH)
 
 
-def _index_problems(output: Output, manifests: Manifests, key: str) -> Iterator[tuple[str | None, str]]:
-    has_success = is_finished(output)
+def _index_problems(
+    output: Output, manifests: Manifests, key: str, *, has_success: bool
+) -> Iterator[tuple[str | None, str]]:
     try:
         body = output.committer.read(key).body
     except NotFound:

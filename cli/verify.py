@@ -135,8 +135,9 @@ def _print_report(report: Report) -> None:
         place = f", {item.place}" if item.place else ""
         click.echo(f"{printable(item.object)}{printable(place) if place else ''}: {printable(item.problem)}")
         click.echo(f"    {item.remedy}")
+    verdict = "OFF" if report.problems else "fine" if report.is_finished else "fine so far"
     click.echo(
-        f"{'OFF' if report.problems else 'fine'}: {len(report.problems)} problem(s) in {report.shards} shards, "
-        f"{report.checkpoints} checkpoints, {report.records} rows and {report.quarantined} quarantined "
-        f"of {report.input_records} input records, {size_text(report.bytes)}; {report.unnamed_objects} unnamed object(s)"
+        f"{verdict}: {len(report.problems)} problem(s) in {report.shards} shards and {report.checkpoints} checkpoints; "
+        f"{report.records} rows and {report.quarantined} quarantined of {report.input_records} input records, "
+        f"{size_text(report.bytes)}; {report.unnamed_objects} unnamed object(s)"
     )

@@ -1,0 +1,59 @@
+"""A store whose process is killed (SIGKILL, nothing is cleaned up) just before or just after its k-th call."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+from contract.store.protocol import Body, ETag, Listed, ObjectStore, Stored
+
+
+class KillingStore:
+    """Wraps a real store. `kill_at` counts from 0; None only counts."""
+
+    def __init__(self, store: ObjectStore, *, kill_at: int | None, is_after: bool) -> None:
+        self._store = store
+        self._kill_at = kill_at
+        self._is_after = is_after
+        self.num_calls = 0
+
+    @property
+    def uri(self) -> str:
+        return self._store.uri
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
+        with self._call():
+            return self._store.get(key, start=start, end=end)
+
+    def put_overwrite(self, key: str, body: Body) -> ETag:
+        with self._call():
+            return self._store.put_overwrite(key, body)
+
+    def put_create(self, key: str, body: Body) -> ETag:
+        with self._call():
+            return self._store.put_create(key, body)
+
+    def put_update(self, key: str, body: Body, etag: ETag) -> ETag:
+        with self._call():
+            return self._store.put_update(key, body, etag)
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        with self._call():
+            return iter(list(self._store.list(prefix)))
+
+    def delete(self, key: str) -> None:
+        with self._call():
+            self._store.delete(key)
+
+    def _call(self) -> KillingStore:
+        return self
+
+    def __enter__(self) -> None:
+        if self.num_calls == self._kill_at and not self._is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __exit__(self, *_: object) -> None:
+        if self.num_calls == self._kill_at and self._is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.num_calls += 1
