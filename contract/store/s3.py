@@ -1,4 +1,4 @@
-"""S3 and S3-compatible stores, through boto3.
+"""S3 and S3-compatible stores, through botocore (what boto3 is made of).
 
 Two clients. Conditional puts go through one that never retries: botocore's default retry answers one's own success
 with 412 after a lost reply (seen for a dropped reply, a 500 and a timeout, in all three of its retry modes). Reads,
@@ -19,11 +19,12 @@ import contextlib
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from io import BytesIO
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from contract.store.errors import (
     AccessDenied,
@@ -38,7 +39,9 @@ from contract.store.errors import (
 from contract.store.protocol import Body, ETag, Listed, Stored, checked_range, view_of
 
 if TYPE_CHECKING:
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import Session
     from mypy_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT_S = 5.0
@@ -160,11 +163,8 @@ class S3Store:
     @functools.cached_property
     def _clients(self) -> _Clients:
         """Made at the first call: importing and loading botocore takes 0.4 s, and opening a store must cost nothing."""
-        import boto3  # noqa: PLC0415
-        import botocore.session  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
 
-        core = botocore.session.get_session()
         base = Config(
             connect_timeout=self._connect_timeout_s,
             read_timeout=self._read_timeout_s,
@@ -173,16 +173,21 @@ class S3Store:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        if _is_custom_endpoint(self._endpoint_url) and not core.get_config_variable("s3"):
+        with _session_lock:
+            session = _session()
             # bucket.host resolves for few stores other than AWS; who needs it sets s3.addressing_style in the profile.
-            base = base.merge(Config(s3={"addressing_style": "path"}))
-        session = boto3.session.Session(botocore_session=core)
-        retrying = base.merge(Config(retries={"mode": "standard", "total_max_attempts": 3}))
-        single = base.merge(Config(retries={"mode": "standard", "total_max_attempts": 1}))
-        return _Clients(
-            retrying=session.client("s3", endpoint_url=self._endpoint_url, config=retrying),
-            single=session.client("s3", endpoint_url=self._endpoint_url, config=single),
-        )
+            if _is_custom_endpoint(self._endpoint_url) and not session.get_config_variable("s3"):
+                base = base.merge(Config(s3={"addressing_style": "path"}))
+            return _Clients(*(self._client(session, base, num_attempts) for num_attempts in (3, 1)))
+
+    def _client(self, session: Session, base: Config, num_attempts: int) -> S3Client:
+        from botocore.config import Config  # noqa: PLC0415
+
+        config = base.merge(Config(retries={"mode": "standard", "total_max_attempts": num_attempts}))
+        try:
+            return cast("S3Client", session.create_client("s3", endpoint_url=self._endpoint_url, config=config))
+        except ValueError as error:
+            raise AccessDenied(self.uri, f"{error}; correct AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL") from error
 
     @contextlib.contextmanager
     def _edge(
@@ -242,6 +247,21 @@ class S3Store:
             exceptions.MetadataRetrievalError,
         )
         return doubtful(key, said) if isinstance(error, transient) else AccessDenied(key, f"{said}; {_CREDENTIALS}")
+
+
+_session_lock = threading.Lock()
+"""Making a client is not safe among threads; using one is."""
+
+
+@functools.cache
+def _session() -> Session:
+    """One for the process: it keeps the parsed service model, 0.2 s of work, and renews a role's credentials once for all.
+
+    botocore's rather than boto3's: it knows whether the profile sets an addressing style.
+    """
+    from botocore.session import get_session  # noqa: PLC0415
+
+    return get_session()
 
 
 class _Condition(TypedDict, total=False):
