@@ -33,7 +33,7 @@ class ProcessIdentity:
 def parse(text: str) -> ProcessIdentity | None:
     """The identity in `text`; None when it names no local process."""
     parts = text.split(":")
-    if len(parts) != 4 or parts[0] != "local" or not parts[2].isdigit():
+    if len(parts) != 4 or parts[0] != "local" or not parts[2].isdecimal():
         return None
     return ProcessIdentity(boot=parts[1], pid=int(parts[2]), started=parts[3])
 
