@@ -98,7 +98,9 @@ def rows_of(body: bytes, *, where: str) -> Rows:
     if not isinstance(metadata, dict):
         raise Corrupt(f"{where}: not a checkpoint: no dict with embeddings, sequence_ids and metadata")
     embeddings, ids = content.get("embeddings"), content.get("sequence_ids")
-    ordinals, offsets, splits = (metadata.get(name) for name in ("ordinals", "offsets", "row_splits"))
+    ordinals: Any = metadata.get("ordinals")
+    offsets: Any = metadata.get("offsets")
+    splits: Any = metadata.get("row_splits")
     problem = _shape_problem(embeddings, ids, ordinals, offsets, splits)
     if problem is not None:
         raise Corrupt(f"{where}: {problem}")
@@ -138,7 +140,8 @@ def _shape_problem(embeddings: Any, ids: Any, ordinals: Any, offsets: Any, split
         return f"{embeddings.shape[0]} rows of embeddings for {num_rows} rows of {num_records} ids"
     if not embeddings.dtype.is_floating_point:
         return f"embeddings of {embeddings.dtype} are not floating point"
-    if not bool(torch.isfinite(embeddings).all()):
+    # The extremes are NaN or infinite if any value is, and need no temporary of the embeddings' size.
+    if embeddings.numel() and not all(bool(torch.isfinite(extreme)) for extreme in embeddings.aminmax()):
         bad_rows = torch.nonzero(~torch.isfinite(embeddings).all(dim=1))
         return f"row {int(bad_rows[0])} of embeddings is not finite ({len(bad_rows)} such rows)"
     return None

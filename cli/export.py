@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import click
 import torch
 
 from cli.checkpoints import Rows, in_input_order, metadata_problems, read_checkpoint
-from cli.formats import FORMATS, Facts, Part
+from cli.formats import FORMATS, Facts, Part, Writer
 from cli.output import Output, is_finished, open_output, read_manifests
 from cli.present import generation_option, json_option, output_argument, print_json, size_text
 from contract.errors import Corrupt, SpecError
@@ -94,12 +94,13 @@ def export(output: Output, manifests: Sequence[ShardManifest], dest: Path) -> di
 
 
 def _write(output: Output, manifests: Sequence[ShardManifest], path: Path) -> tuple[Facts, int]:
-    parts = _parts(output, manifests)
-    head = next(parts, None)
-    facts = _facts(output, manifests, head)
-    writer = FORMATS[path.suffix](path, facts)
+    facts = _facts(output, manifests, width=0)
+    writer: Writer | None = None
     num_rows = 0
-    for part in () if head is None else chain([head], parts):
+    for part in _parts(output, manifests):
+        if writer is None:
+            facts = replace(facts, width=part.embeddings.shape[1])
+            writer = FORMATS[path.suffix](path, facts)
         if part.embeddings.shape[1] != facts.width:
             raise Corrupt(
                 f"{part.object}, record at offset {part.offsets[0]}: rows are {part.embeddings.shape[1]} wide, "
@@ -107,7 +108,8 @@ def _write(output: Output, manifests: Sequence[ShardManifest], path: Path) -> tu
             )
         writer.add(part)
         num_rows += len(part.embeddings)
-    writer.close()
+        del part  # or it would stay in memory while the next one is loaded
+    (writer or FORMATS[path.suffix](path, facts)).close()
     return facts, num_rows
 
 
@@ -122,6 +124,7 @@ def _parts(output: Output, manifests: Sequence[ShardManifest]) -> Iterator[Part]
                 offsets=rows.offsets[piece.start : piece.end],
                 lengths=piece.lengths,
             )
+            del piece, rows  # as above
 
 
 def _load(output: Output, manifest: ShardManifest, item: Checkpoint) -> Rows:
@@ -132,11 +135,11 @@ def _load(output: Output, manifest: ShardManifest, item: Checkpoint) -> Rows:
     return rows
 
 
-def _facts(output: Output, manifests: Sequence[ShardManifest], head: Part | None) -> Facts:
+def _facts(output: Output, manifests: Sequence[ShardManifest], *, width: int) -> Facts:
     model = output.record.model
     return Facts(
         num_records=sum(item.records for manifest in manifests for item in manifest.checkpoints),
-        width=0 if head is None else head.embeddings.shape[1],
+        width=width,
         dtype=getattr(torch, model.dtype),
         is_per_token=model.kind == RowKind.PER_TOKEN,
         about={

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from cli.checkpoints import Piece, Rows, in_input_order, metadata_problems, read_checkpoint
 from cli.output import Manifests, Output, is_finished
 from contract import index as index_format
@@ -196,7 +198,7 @@ class _ShardCheck:
             return None
         report.records += len(rows.ids)
         report.bytes += item.bytes
-        return rows
+        return replace(rows, embeddings=torch.empty(0))  # who they are is all that is asked from here on
 
     def _condemn(self, item: Checkpoint, problem: str, *, place: str | None = None) -> None:
         self._report.add(item.key, problem, place=place, remedy=REQUEUE)
