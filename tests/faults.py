@@ -50,11 +50,20 @@ class Fault(Enum):
     """Applied; the connection is closed in the middle of the reply's body."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Not applied; an error reply of one's own making."""
+
+    status: int
+    code: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 _REFUSALS = {
-    Fault.CONFLICT: (409, "ConditionalRequestConflict"),
-    Fault.PRECONDITION: (412, "PreconditionFailed"),
-    Fault.SLOW_DOWN: (503, "SlowDown"),
-    Fault.DENIED: (403, "AccessDenied"),
+    Fault.CONFLICT: Refusal(409, "ConditionalRequestConflict"),
+    Fault.PRECONDITION: Refusal(412, "PreconditionFailed"),
+    Fault.SLOW_DOWN: Refusal(503, "SlowDown"),
+    Fault.DENIED: Refusal(403, "AccessDenied"),
 }
 
 
@@ -70,7 +79,7 @@ class Call:
 
 @dataclass
 class _Injection:
-    fault: Fault
+    fault: Fault | Refusal
     method: str
     path: str
     skip: int
@@ -141,12 +150,14 @@ class FaultProxy:
         with self._lock:
             return sum(call.method == method and path in call.path for call in self.calls)
 
-    def inject(self, fault: Fault, *, method: str = "PUT", path: str = "", nth: int = 1, times: int = 1) -> None:
+    def inject(
+        self, fault: Fault | Refusal, *, method: str = "PUT", path: str = "", nth: int = 1, times: int = 1
+    ) -> None:
         """Let `fault` happen to the nth to (nth + times - 1)th request from now on of `method` with `path` in its path."""
         with self._lock:
             self._injections.append(_Injection(fault, method, path, nth - 1, times))
 
-    def _arrived(self, method: str, path: str) -> tuple[Call, Fault | None]:
+    def _arrived(self, method: str, path: str) -> tuple[Call, Fault | Refusal | None]:
         with self._lock:
             call = Call(len(self.calls) + 1, method, path)
             self.calls.append(call)
@@ -182,9 +193,10 @@ class FaultProxy:
         call, fault = self._arrived(handler.command, unquote(handler.path.partition("?")[0]))
         if self._before:
             self._before(call)
-        if fault in _REFUSALS:
-            status, code = _REFUSALS[fault]
-            _reply(handler, status, [], f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
+        refusal = fault if isinstance(fault, Refusal) else _REFUSALS.get(fault) if fault else None
+        if refusal:
+            xml = f"<Error><Code>{refusal.code}</Code><Message>injected</Message></Error>"
+            _reply(handler, refusal.status, list(refusal.headers), xml.encode())
             return
         if fault in {Fault.DROP_BEFORE, Fault.LATE}:
             if fault is Fault.LATE:
