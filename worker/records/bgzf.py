@@ -67,7 +67,7 @@ def align(source: ByteSource, start: int) -> tuple[int, bytes]:
 
 
 def _blocks(source: ByteSource, first: int, end: int, read_bytes: int) -> Iterator[bytes]:
-    """Whole blocks in a row from stored byte `first` on, up to the end of the object or where no block starts."""
+    """Blocks in a row from stored byte `first` on, until none starts or the object ends, which may cut the last one."""
     buffer, base, at = b"", first, 0
     for _, piece in read_ahead(source, first, end, read_bytes):
         buffer = buffer[at:] + piece
@@ -76,7 +76,7 @@ def _blocks(source: ByteSource, first: int, end: int, read_bytes: int) -> Iterat
         # A whole block is certainly there while MAX_BLOCK_BYTES are; at the end of the object, what is there is all.
         while at < len(buffer) and (is_last or len(buffer) - at >= MAX_BLOCK_BYTES):
             size = block_bytes(buffer, at)
-            if size is None or at + size > len(buffer):
+            if size is None:
                 return
             yield buffer[at : at + size]
             at += size
