@@ -47,7 +47,8 @@ class Section:
     def wrong(self, name: str | None, value: Any, remedy: str) -> None:
         """Note a mistake in field `name` (None = the section itself)."""
         where = self.path if name is None else f"{self.path}.{name}"
-        self._problems.append(f"{where}: {value!r} cannot be used; {remedy}")
+        found = "is missing" if value is None else f"{value!r} cannot be used"
+        self._problems.append(f"{where}: {found}; {remedy}")
 
     def has(self, name: str) -> bool:
         """Whether the field is given and not null."""

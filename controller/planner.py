@@ -118,7 +118,7 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
     goal = _goal(run, plan, observed, memory, now)
     desired = _desired(plan, observed, goal, now)
     stops = _stops(run, observed, goal, memory, now)
-    starts = _starts(run, observed, memory, now, desired=desired)
+    starts = _starts(run, observed, memory, now, desired=desired, leaving=frozenset(item.uid for item in stops))
     actions.extend((*stops, *starts))
     if goal.phase is Phase.FINALIZING:
         actions.append(Finalize())
@@ -307,10 +307,18 @@ def _stall_s(run: InferenceRun) -> float:
 
 
 def _starts(
-    run: InferenceRun, observed: Observed, memory: RunMemory, now: datetime, *, desired: int
+    run: InferenceRun,
+    observed: Observed,
+    memory: RunMemory,
+    now: datetime,
+    *,
+    desired: int,
+    leaving: frozenset[str],
 ) -> tuple[StartWorker, ...]:
+    """Workers for free slots; those that drain or are about to (`leaving`) keep their slots and do not count."""
     live = [worker for worker in observed.workers if worker.is_live]
-    num_missing = desired - sum(worker.state is not WorkerState.DRAINING for worker in live)
+    num_staying = sum(worker.state is not WorkerState.DRAINING and worker.uid not in leaving for worker in live)
+    num_missing = desired - num_staying
     occupied = {worker.slot for worker in live}
     avoid = nodes_to_avoid(memory.nodes, occupied={worker.node for worker in live}, now=now)
     slots = {item.slot: item for item in memory.slots}
