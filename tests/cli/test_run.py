@@ -89,9 +89,11 @@ def test_workers_of_a_killed_coordinator_drain_and_end_and_the_next_one_goes_on(
     run = gated(tmp_path, sequences)
     process = run.start()
     owners = wait_until(
-        lambda: run.num_done() >= 5
-        and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
-        and held
+        lambda: (
+            run.num_done() >= 5
+            and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
+            and held
+        )
     )
     identities = [process_identity.parse(owner.uid) for owner in owners]
 
@@ -130,9 +132,11 @@ def test_a_worker_that_is_killed_and_one_that_is_drained_cost_nothing_but_time(t
     run = gated(tmp_path, sequences)
     process = run.start()
     owners = wait_until(
-        lambda: run.num_done() >= 5
-        and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
-        and held
+        lambda: (
+            run.num_done() >= 5
+            and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
+            and held
+        )
     )
 
     for owner, number in zip(owners, (signal.SIGKILL, signal.SIGTERM), strict=True):
