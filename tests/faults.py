@@ -11,6 +11,7 @@ at store call k.
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,16 @@ class _Request:
     headers: dict[str, str]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away, or are killed, are what this is for; anything else is a mistake to be seen."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FaultProxy:
     """A context manager; listens on a port of its own on loopback."""
 
@@ -118,9 +129,7 @@ class FaultProxy:
         self._injections: list[_Injection] = []
         self._late: list[_Request] = []
         self.calls: list[Call] = []
-        self._server = ThreadingHTTPServer((LOOPBACK, 0), self._handler())
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_arguments: None  # type: ignore[method-assign]  (clients that are killed)
+        self._server = _Server((LOOPBACK, 0), self._handler())
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True, name="fault-proxy"
         )

@@ -39,7 +39,7 @@ class Unavailable(StoreError):
 
 
 class AccessDenied(StoreError):
-    """Credentials or policy forbid it. Permanent until somebody changes them."""
+    """Credentials, policy, bucket or settings forbid it. Permanent until somebody changes them; the message says which."""
 
     exit_code = ExitCode.STORE_REFUSED
 

@@ -21,7 +21,7 @@ from contract.store.errors import (
 from contract.store.probe import probe
 from contract.store.protocol import ETag
 from contract.store.s3 import S3Store
-from tests.faults import Fault, FaultProxy
+from tests.faults import Call, Fault, FaultProxy
 from tests.servers import S3Server
 
 KEY = "g0001/shards/00001.json"
@@ -277,3 +277,29 @@ def test_the_probe_waits_for_clear_answers(rig: Rig) -> None:
     probe(rig.store, nonce="n", sleep=lambda _: None)
 
     assert list(rig.rival.list()) == []
+
+
+def test_the_proxy_tells_before_from_after(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook before a call sees the store without its effect, the hook after with it; calls are numbered from 1."""
+    s3_server.use(monkeypatch)
+    bucket = s3_server.new_bucket()
+    direct = S3Store(bucket)
+    seen: list[tuple[str, int, str, int]] = []
+
+    def look(when: str, call: Call) -> None:
+        seen.append((when, call.number, call.method, len(list(direct.list()))))
+
+    with FaultProxy(
+        s3_server.port, before=lambda call: look("before", call), after=lambda call: look("after", call)
+    ) as proxy:
+        store = S3Store(bucket, endpoint_url=proxy.endpoint_url)
+        store.put_create("key", b"x")
+        store.delete("key")
+
+    assert seen == [
+        ("before", 1, "PUT", 0),
+        ("after", 1, "PUT", 1),
+        ("before", 2, "DELETE", 1),
+        ("after", 2, "DELETE", 0),
+    ]
+    assert [call.path for call in proxy.calls] == [f"/{bucket}/key"] * 2

@@ -102,10 +102,10 @@ def test_an_etag_never_returns(store: LocalStore, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", fsync_with_old_time)
     etags = [store.put_create("key", b"0000")]
-    for number in range(200):
+    for number in range(50):
         etags.append(store.put_update("key", b"%04d" % number, etags[-1]))
 
-    assert len(set(etags)) == 201
+    assert len(set(etags)) == 51
     assert store.get("key").etag == etags[-1]
 
 
@@ -164,6 +164,24 @@ def test_a_delete_between_compare_and_rename_is_impossible(
     deleter.join()
 
     assert seen == [True]
+    assert files(root) == []
+
+
+def test_an_object_deleted_while_its_update_is_written(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """An update whose object goes away before the lock is taken fails, and makes nothing."""
+    etag = store.put_create("key", b"one")
+    real_fsync = os.fsync
+
+    def fsync_and_delete(descriptor: int) -> None:
+        real_fsync(descriptor)
+        (root / "key").unlink()
+
+    monkeypatch.setattr(os, "fsync", fsync_and_delete)
+    with pytest.raises(NotFound):
+        store.put_update("key", b"two", etag)
+
     assert files(root) == []
 
 
