@@ -161,7 +161,8 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 
 def _after_attention(hidden_TD: torch.Tensor, mixed_TD: torch.Tensor, layer: LayerWeights, eps: float) -> torch.Tensor:
     """hidden_TD after attention's projection and the feed-forward block, both with their residual."""
-    hidden_TD = hidden_TD + linear(mixed_TD, layer.attention_out, layer.attention_out_bias)
+    # Bias first, then the product onto it in place: the residual costs no pass of its own.
+    hidden_TD = (hidden_TD + layer.attention_out_bias).addmm_(mixed_TD, layer.attention_out.t())
     normed_TD = layer_norm(hidden_TD, hidden_TD.shape[-1:], layer.feed_forward_norm, layer.feed_forward_norm_bias, eps)
     inner = gelu(linear(normed_TD, layer.up, layer.up_bias))
-    return hidden_TD + linear(inner, layer.down, layer.down_bias)
+    return (hidden_TD + layer.down_bias).addmm_(inner, layer.down.t())

@@ -1,10 +1,12 @@
 """Bringing one's own model: module:callable."""
 
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import torch
+import yaml
 
 from contract.errors import ModelError, SpecError
 from contract.settings import ModelSettings, RowKind, TooLong
@@ -230,3 +232,15 @@ def test_what_the_model_raises_on_a_batch_passes_unchanged():
     """An exception on a batch is for the caller to isolate, not a broken model."""
     with pytest.raises(ZeroDivisionError):
         encoder("fails_on_batch").encode(["A"])
+
+
+def test_the_example_of_the_manual_works(tmp_path):
+    """The module in docs/bring-your-own-model.md runs as it stands there, with the parameters shown."""
+    page = (Path(__file__).parents[3] / "docs" / "bring-your-own-model.md").read_text()
+    (tmp_path / "my_model.py").write_text(page.split("```python\n")[1].split("```")[0])
+    shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["model"]
+    model = ModelSettings(name=shown["name"], source=shown["source"], parameters=shown["parameters"])
+
+    rows = load_encoder(model, device="cpu").encode([load_preparer(model).prepare("ABBA").payload])
+
+    assert rows.values[0, :3].tolist() == [1.0, 1.0, 0.0]
