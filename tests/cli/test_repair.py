@@ -106,7 +106,6 @@ def failed(current: ShardManifest) -> ShardManifest:
     return replace(
         current,
         status=ShardStatus.FAILED,
-        quarantined=(),
         checkpoints=kept,
         done=((kept[0].first, kept[0].next),),
         failure=Failure(failure_class=FailureClass.TRANSIENT, detail="budget spent"),
@@ -127,6 +126,7 @@ def test_failed_shards_get_a_fresh_budget(tmp_path: Path) -> None:
     assert (said["retried"], said["held"]) == ([0], [])
     assert (after.status, after.epoch, after.failure) == (ShardStatus.PENDING, before.epoch + 1, None)
     assert (after.checkpoints, after.restarts.total, after.restarts.counted) == (before.checkpoints, 3, 0)
+    assert after.quarantined == before.quarantined != ()
     assert run_json("status", made.uri)["phase"] == "Pending"
     finish_shard(made, 0)
     made.finish()

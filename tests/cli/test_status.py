@@ -113,9 +113,12 @@ def test_rate_and_eta_come_from_the_last_ten_minutes(tmp_path: Path) -> None:
     current = replace(current, checkpoints=(item,), bytes_done=made.plan.total_bytes // 2)
 
     found = summary(made.plan, manifests_of([current]), has_success=False, now=NOW)
+    held_by_nobody = replace(current, status=PENDING, owner=None)
+    paused = summary(made.plan, manifests_of([held_by_nobody]), has_success=False, now=NOW)
     old = summary(made.plan, manifests_of([current]), has_success=False, now=NOW + timedelta(hours=1))
 
     assert (found["recordsPerSecond"], found["etaSeconds"], found["percent"]) == ("2.0", 10, "50.0")
+    assert paused["etaSeconds"] is None
     assert (old["recordsPerSecond"], old["etaSeconds"]) == ("0.0", None)
 
 

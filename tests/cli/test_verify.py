@@ -22,6 +22,29 @@ SHARD = 0
 """The shard that the tests damage; its second checkpoint holds the quarantined record 5 in its range."""
 
 
+def test_an_undamaged_run_is_fine(tmp_path: Path) -> None:
+    """All records of the input are counted once, as a row or in quarantine, and nothing is reported."""
+    made = make_output(tmp_path)
+
+    found = run_json("verify", made.uri)
+
+    assert (found["ok"], found["problems"], found["finished"]) == (True, [], True)
+    assert (found["inputRecords"], found["records"], found["quarantined"]) == (80, 78, 2)
+    assert found["shards"] == len(made.plan.shards) > 3
+
+
+def test_a_run_in_progress_is_verified_for_what_it_has(tmp_path: Path) -> None:
+    """Records that nobody has done yet are no problem while the run goes on, and the input behind them is not read."""
+    made = make_output(tmp_path, only_shards=(0, 1, 2), stop_after={1: 1, 2: 0}, is_finished=False)
+
+    found = run_json("verify", made.uri)
+
+    assert (found["ok"], found["finished"], found["shards"]) == (True, False, 3)
+    assert found["records"] == sum(count(item.done) for item in made.manifests()) > 0
+    assert found["inputRecords"] == len(made.records[0]) + made.manifest(1).settled[-1][1]
+    assert run("verify", made.uri).stdout.startswith("fine so far")
+
+
 def chosen(made: Made) -> Checkpoint:
     """The checkpoint that the tests damage."""
     return made.manifest(SHARD).checkpoints[1]
