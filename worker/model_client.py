@@ -1,16 +1,28 @@
 """The parent's side of the model process: start it, keep it fed, learn what became of each batch, start it again.
 
 Up to two batches are in the process at once. Replies come in the order of submission. When the process dies, every batch
-in it is reported as died, in order; the next submission starts a new process.
+in it is reported as died, in order; the next submission starts a new process. Loading is waited for in `receive`, like
+everything else, and never longer than its timeout: a worker that is asked to leave while weights load can leave.
+
+The pipe cannot lock up. Its two directions are buffered apart, and the child's receiver always takes what comes (of DEPTH
+batches none waits in the pipe), so a send never waits for a reply to be read. What remains is a child that stops
+moving bytes at all, its interpreter held by native code: then a transfer ends after the no-progress timeout.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
 import re
+import signal
+import socket
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -23,6 +35,8 @@ from contract.settings import ModelSettings
 from worker import model_process
 from worker.model_process import DeviceError, DidNotFit, Encoded, LoadFailed, Raised, Ready, Work
 
+logger = logging.getLogger(__name__)
+
 DEPTH = 2
 """Batches in the process at once: one computing, one ready, so the device never waits for the pipe."""
 
@@ -31,6 +45,9 @@ LOAD_TRIES = 3
 
 KILL_WAIT_S = 10.0
 """A SIGKILLed process that is still there after this hangs in its driver: nothing more can be done from here."""
+
+CLOSE_WAIT_S = 1.0
+"""For a process whose pipe is closed to end by itself."""
 
 _HARDWARE = re.compile(
     r"uncorrectable|ECC error|Xid|fallen off the bus|no CUDA-capable device|device unavailable", re.IGNORECASE
@@ -79,21 +96,23 @@ class ModelProcess:
         num_threads: int | None = None,
         no_progress_seconds: float = 600.0,
         context: BaseContext | None = None,
-        on_restart: Callable[[int], None] | None = None,
     ) -> None:
         self._settings = settings
         self._device = device
         self._num_threads = num_threads
         self._no_progress_seconds = no_progress_seconds
         self._context = context or default_context()
-        self._on_restart = on_restart
         self._process: BaseProcess | None = None
-        self._connection: Any = None
+        self._connection: Connection[Any, Any]
+        self._is_loaded = False
+        self._unsent: deque[Work] = deque()
         self._in_flight = 0
-        self._died: list[Died] = []
+        self._died: deque[Died] = deque()
         self._waiting_since = 0.0
         self._num_starts = 0
-        self.device_name = ""
+        self._num_failed_loads = 0
+        self.has_worked = False
+        """Whether any batch ever came back with rows."""
 
     @property
     def num_restarts(self) -> int:
@@ -110,97 +129,75 @@ class ModelProcess:
         """Process id of the running process."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start the process and wait until the model has run its warm-up.
-
-        Raises:
-            ModelError: it can never be loaded as the spec says.
-            OutOfMemory: it does not fit the device.
-            GpuHardwareError: the device is broken.
-            ModelProcessDied: it died while loading, several times in a row.
-        """
-        detail = ""
-        for _ in range(LOAD_TRIES):
-            failure = self._start_once()
-            if failure is None:
-                return
-            self._discard()
-            if isinstance(failure, LoadFailed):
-                if failure.is_out_of_memory:
-                    raise OutOfMemory(failure.detail)
-                if failure.is_permanent:
-                    raise ModelError(failure.detail)
-            detail = failure.detail
-            if _HARDWARE.search(detail):
-                raise GpuHardwareError(detail)
-        raise KeptDying(f"the model process did not start in {LOAD_TRIES} tries: {detail}")
-
     def submit(self, payloads: Sequence[Any], *, is_fp32: bool = False) -> None:
-        """Hand over a batch; at most DEPTH may be in flight. A dead process is found by `receive`."""
-        assert self._in_flight < DEPTH, "more batches in flight than the process may hold"
-        if self._process is None and not self._died:
-            self.start()
+        """Hand over a batch; at most DEPTH may be in flight. Starts the process when there is none; waits for no load."""
+        assert self.num_in_flight < DEPTH, "more batches in flight than the process may hold"
+        if self._died:
+            # Outcomes come in order, so a batch behind a dead one shares its fate; it has not been near the device.
+            self._died.append(self._died[-1])
+            return
+        if self._process is None:
+            self._spawn()
         if self._in_flight == 0:
             self._waiting_since = time.monotonic()
         self._in_flight += 1
-        if self._died:
-            self._bury(self._died[-1])
-            return
-        try:
-            self._connection.send(Work(payloads=payloads, is_fp32=is_fp32))
-        except (BrokenPipeError, ConnectionResetError):
-            self._bury(self._verdict())
+        self._unsent.append(Work(payloads=payloads, is_fp32=is_fp32))
+        if self._is_loaded:
+            self._send()
 
     def receive(self, timeout_s: float) -> Outcome | None:
         """What became of the oldest batch; None when there is no answer within `timeout_s`.
 
         Raises:
-            NoProgress: the process hangs and cannot even be killed.
+            ModelError: the model can never be loaded as the spec says.
+            OutOfMemory: it does not fit the device.
             GpuHardwareError: the device reported a fault no restart can mend.
+            ModelProcessDied: it died while loading, several times in a row.
+            NoProgress: the process hangs and cannot even be killed.
         """
+        assert self.num_in_flight, "nothing was submitted"
+        if not self._died and not self._is_loaded:
+            self._await_load(timeout_s)
+            if not self._is_loaded and not self._died:
+                return None
         if self._died:
-            return self._died.pop(0)
-        assert self._in_flight, "nothing was submitted"
+            return self._died.popleft()
         try:
             if not self._connection.poll(timeout_s):
                 if time.monotonic() - self._waiting_since < self._no_progress_seconds:
                     return None
                 self._bury(self._kill_hanging())
-                return self._died.pop(0)
+                return self._died.popleft()
             reply = self._connection.recv()
             if isinstance(reply, Encoded):
                 values = model_process.from_bytes(reply, self._connection.recv_bytes())
                 self._answered()
+                self.has_worked = True
                 return Rows(values=values, splits=reply.splits)
+        except BlockingIOError:
+            self._bury(self._kill_hanging())
+            return self._died.popleft()
         except (EOFError, OSError):
             self._bury(self._verdict())
-            return self._died.pop(0)
+            return self._died.popleft()
         if isinstance(reply, DeviceError):
             if _HARDWARE.search(reply.detail):
                 raise GpuHardwareError(reply.detail)
             self._bury(Died(detail=reply.detail))
-            return self._died.pop(0)
+            return self._died.popleft()
         self._answered()
         assert isinstance(reply, Raised | DidNotFit), f"unknown reply {reply!r}"
         return reply
-
-    def run(self, payloads: Sequence[Any], *, is_fp32: bool = False) -> Outcome:
-        """Submit a batch with nothing beside it, and wait for its outcome."""
-        assert self.num_in_flight == 0, "a batch that must run alone has company"
-        self.submit(payloads, is_fp32=is_fp32)
-        while (outcome := self.receive(1.0)) is None:
-            pass  # bounded by the no-progress timeout inside receive
-        return outcome
 
     def close(self) -> None:
         """End the process: it leaves when its pipe closes, or is killed."""
         if self._process is None:
             return
         self._connection.close()
-        self._process.join(1.0)
+        self._process.join(CLOSE_WAIT_S)
         self._discard()
 
-    def _start_once(self) -> LoadFailed | Died | None:
+    def _spawn(self) -> None:
         ours, theirs = self._context.Pipe()
         inherited = ours if self._context.get_start_method() == "fork" else None
         process = self._context.Process(  # type: ignore[attr-defined]
@@ -211,21 +208,54 @@ class ModelProcess:
         )
         process.start()
         theirs.close()
-        self._process, self._connection = process, ours
+        _limit_transfers(ours, self._no_progress_seconds)
+        self._process, self._connection, self._is_loaded = process, ours, False
+        self._waiting_since = time.monotonic()
         self._num_starts += 1
-        if self._num_starts > 1 and self._on_restart:
-            self._on_restart(self.num_restarts)
+
+    def _await_load(self, timeout_s: float) -> None:
+        """Wait for the model to have run its warm-up; then send what waited for it. A load that failed is tried again."""
+        message = self._first_message(timeout_s)
+        if message is None:
+            return
+        if isinstance(message, Ready):
+            logger.info("model loaded", extra={"device": message.device, "restarts": self.num_restarts})
+            self._is_loaded, self._num_failed_loads = True, 0
+            self._waiting_since = time.monotonic()
+            self._send()
+            return
+        self._discard()
+        if isinstance(message, LoadFailed):
+            if message.is_out_of_memory:
+                raise OutOfMemory(message.detail)
+            if message.is_permanent:
+                raise ModelError(message.detail)
+        if _HARDWARE.search(message.detail):
+            raise GpuHardwareError(message.detail)
+        self._num_failed_loads += 1
+        if self._num_failed_loads >= LOAD_TRIES:
+            raise KeptDying(f"the model process did not start in {LOAD_TRIES} tries: {message.detail}")
+        self._spawn()
+
+    def _first_message(self, timeout_s: float) -> Ready | LoadFailed | Died | None:
         try:
-            if not ours.poll(self._no_progress_seconds):
-                return self._kill_hanging()
-            message = ours.recv()
+            if not self._connection.poll(timeout_s):
+                is_late = time.monotonic() - self._waiting_since >= self._no_progress_seconds
+                return self._kill_hanging() if is_late else None
+            message = self._connection.recv()
         except (EOFError, OSError):
             return self._verdict()
-        if isinstance(message, Ready):
-            self.device_name = message.device
-            return None
-        assert isinstance(message, LoadFailed), f"unknown first message {message!r}"
+        assert isinstance(message, Ready | LoadFailed), f"unknown first message {message!r}"
         return message
+
+    def _send(self) -> None:
+        while self._unsent:
+            try:
+                self._connection.send(self._unsent.popleft())
+            except BlockingIOError:
+                self._bury(self._kill_hanging())
+            except (BrokenPipeError, ConnectionResetError):
+                self._bury(self._verdict())
 
     def _answered(self) -> None:
         self._in_flight -= 1
@@ -234,6 +264,7 @@ class ModelProcess:
     def _bury(self, verdict: Died) -> None:
         self._died.extend([verdict] * self._in_flight)
         self._in_flight = 0
+        self._unsent.clear()
         self._discard()
 
     def _verdict(self) -> Died:
@@ -244,7 +275,7 @@ class ModelProcess:
         if code is None:
             return self._kill_hanging()
         if code < 0:
-            return Died(detail=f"the model process was killed by signal {-code}", was_killed=code == -9)
+            return Died(detail=f"the model process was killed by signal {-code}", was_killed=code == -signal.SIGKILL)
         return Died(detail=f"the model process ended with exit code {code}")
 
     def _kill_hanging(self) -> Died:
@@ -253,10 +284,10 @@ class ModelProcess:
         self._process.join(KILL_WAIT_S)
         if self._process.exitcode is None:
             raise NoProgress(
-                f"no batch finished for {self._no_progress_seconds:.0f} s and the model process cannot be killed: "
+                f"no batch finished for {self._no_progress_seconds:g} s and the model process cannot be killed: "
                 "the device driver hangs; replace the worker on another node"
             )
-        return Died(detail=f"no batch finished for {self._no_progress_seconds:.0f} s", did_hang=True)
+        return Died(detail=f"no batch finished for {self._no_progress_seconds:g} s", did_hang=True)
 
     def _discard(self) -> None:
         if self._process is None:
@@ -265,4 +296,12 @@ class ModelProcess:
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join(KILL_WAIT_S)
-        self._process = None
+        self._process, self._is_loaded = None, False
+
+
+def _limit_transfers(connection: Connection[Any, Any], seconds: float) -> None:
+    """Make a send or receive that moves no byte for so long raise BlockingIOError. Source: socket(7), SO_SNDTIMEO."""
+    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:  # options belong to the socket, not the descriptor
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -7,12 +7,11 @@ pipe while the device works.
 Messages (both ways over one duplex pipe, in order):
     parent -> child   Work
     child -> parent   Ready | LoadFailed, then for each Work one Reply
-The child ends when the pipe does, so it never outlives its parent.
+The child ends when the pipe does, at once, whatever the model is doing: it never outlives its parent.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import signal
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from contract.errors import InferenceRunError
+from contract.names import ExitCode
 from contract.settings import ModelSettings
 from worker.models.protocol import Encoder, Rows
 from worker.models.registry import load_encoder
@@ -107,6 +107,9 @@ def serve(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    # Before the model is loaded, so that even a load that hangs ends with the parent.
+    incoming: queue.Queue[Work] = queue.Queue(QUEUE_LENGTH)
+    threading.Thread(target=_receive, args=(connection, incoming), daemon=True, name="receive").start()
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         encoder = load_encoder(settings, device=chosen)
@@ -117,54 +120,55 @@ def serve(
         )
         return
     except InferenceRunError as error:
-        connection.send(LoadFailed(str(error), is_permanent=True))
+        # A store that does not answer while weights are fetched may answer the next time.
+        connection.send(LoadFailed(str(error), is_permanent=error.exit_code is not ExitCode.TRANSIENT))
         return
     except Exception as error:  # noqa: BLE001  (whatever a user's model raises becomes a message to the parent)
         connection.send(LoadFailed(f"{type(error).__name__}: {error}", is_permanent=not _is_device_error(error)))
         return
     connection.send(Ready(device=chosen))
-    _answer(connection, encoder)
+    _answer(connection, encoder, incoming)
 
 
-def _answer(connection: Connection, encoder: Encoder) -> None:
-    incoming: queue.Queue[Work | None] = queue.Queue(QUEUE_LENGTH)
-    outgoing: queue.Queue[tuple[Any, torch.Tensor | None] | None] = queue.Queue(QUEUE_LENGTH)
-    receiver = threading.Thread(target=_receive, args=(connection, incoming), daemon=True, name="receive")
+def _answer(connection: Connection, encoder: Encoder, incoming: queue.Queue[Work]) -> None:
+    outgoing: queue.Queue[tuple[Any, memoryview | None] | None] = queue.Queue(QUEUE_LENGTH)
     sender = threading.Thread(target=_send, args=(connection, outgoing), daemon=True, name="send")
-    receiver.start()
     sender.start()
-    while (work := incoming.get()) is not None:
-        reply, values = _encode(encoder, work)
-        outgoing.put((reply, values))
+    while True:
+        reply, body = _encode(encoder, incoming.get())
+        outgoing.put((reply, body))
         if isinstance(reply, DeviceError):
             break
     outgoing.put(None)
     sender.join()
 
 
-def _receive(connection: Connection, incoming: queue.Queue[Work | None]) -> None:
-    with contextlib.suppress(EOFError, OSError):
+def _receive(connection: Connection, incoming: queue.Queue[Work]) -> None:
+    try:
         while True:
             incoming.put(connection.recv())
-    incoming.put(None)
+    except (EOFError, OSError):
+        # The parent is gone, and with it whoever could use a row. Not by way of the main thread: it may hang.
+        os._exit(0)
 
 
-def _send(connection: Connection, outgoing: queue.Queue[tuple[Any, torch.Tensor | None] | None]) -> None:
+def _send(connection: Connection, outgoing: queue.Queue[tuple[Any, memoryview | None] | None]) -> None:
     try:
         while (message := outgoing.get()) is not None:
-            reply, values = message
+            reply, body = message
             connection.send(reply)
-            if values is not None:
-                connection.send_bytes(as_bytes(values))
+            if body is not None:
+                connection.send_bytes(body)
     except (BrokenPipeError, ConnectionResetError):
         # The parent is gone, and with it whoever could use these rows.
         os._exit(0)
 
 
-def _encode(encoder: Encoder, work: Work) -> tuple[Any, torch.Tensor | None]:
+def _encode(encoder: Encoder, work: Work) -> tuple[Any, memoryview | None]:
     try:
         rows: Rows = encoder.encode_in_fp32(work.payloads) if work.is_fp32 else encoder.encode(work.payloads)
         values = rows.values.detach().to("cpu").contiguous()
+        reply, body = Encoded(shape=tuple(values.shape), dtype=values.dtype, splits=rows.splits), as_bytes(values)
     except (torch.OutOfMemoryError, MemoryError) as error:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -172,7 +176,7 @@ def _encode(encoder: Encoder, work: Work) -> tuple[Any, torch.Tensor | None]:
     except Exception as error:  # noqa: BLE001  (whatever a user's model raises becomes a message to the parent)
         detail = f"{type(error).__name__}: {error}"
         return (DeviceError(detail) if _is_device_error(error) else Raised(detail)), None
-    return Encoded(shape=tuple(values.shape), dtype=values.dtype, splits=rows.splits), values
+    return reply, body
 
 
 def _is_device_error(error: Exception) -> bool:
