@@ -1,7 +1,7 @@
 """Reading, preparing and packing ahead, in a thread of its own, so that the device never waits for the store.
 
-Yields, in file order, batches, records that no model gets to see, and at last the end of the range. The queue is bounded:
-memory stays that of a few batches, whatever the size of the input.
+Yields, in file order, batches, records that no model gets to see, and at last the end of the range or what reading failed
+with. The queue is bounded: memory stays that of a few batches, whatever the size of the input.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Self
 from contract.errors import InferenceRunError, InvalidInput
 from contract.manifest import ShardManifest
 from contract.names import QuarantineClass
+from contract.ranges import count
 from worker.batching import Batch, Item, Packer
 from worker.models.protocol import Preparer, RecordTooLong, Unusable
 from worker.records.record import Record
@@ -27,6 +28,9 @@ MAX_UNUSABLE_AT_FIRST = 1000
 """A range whose first so many records are all unusable was not meant to be read this way."""
 
 _POLL_S = 0.1
+
+_LEAVE_WAIT_S = 1.0
+"""For the thread to end. One that waits for a slow store is left behind: finished rows must be committed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,14 @@ class EndOfRange:
     num_records: int
 
 
-Piece = Batch | Skipped | EndOfRange
+@dataclass(frozen=True, slots=True)
+class ReadingFailed:
+    """Nothing follows. What came before is sound: it is done first, then the error is raised."""
+
+    error: BaseException
+
+
+Piece = Batch | Skipped | EndOfRange | ReadingFailed
 
 
 class Feed:
@@ -62,10 +73,11 @@ class Feed:
     ) -> None:
         self._records = records
         self._todo = Todo(manifest)
+        self._num_done = count(manifest.done)
         self._preparer = preparer
         self._token_budget = token_budget
         self._next_ordinal = first_ordinal
-        self._pieces: queue.Queue[Piece | BaseException] = queue.Queue(QUEUE_LENGTH)
+        self._pieces: queue.Queue[Piece] = queue.Queue(QUEUE_LENGTH)
         self._is_closed = threading.Event()
         self._where = manifest.object
         self._thread = threading.Thread(target=self._read_all, name="feed", daemon=True)
@@ -76,27 +88,24 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self._is_closed.set()
-        self._thread.join()
+        self._thread.join(_LEAVE_WAIT_S)
 
     def get(self, timeout_s: float) -> Piece | None:
-        """The next piece, None when there is none within `timeout_s`. Raises what reading failed with."""
+        """The next piece, None when there is none within `timeout_s`."""
         try:
-            piece = self._pieces.get(timeout=timeout_s) if timeout_s > 0 else self._pieces.get_nowait()
+            return self._pieces.get(timeout=timeout_s) if timeout_s > 0 else self._pieces.get_nowait()
         except queue.Empty:
             return None
-        if isinstance(piece, BaseException):
-            raise piece
-        return piece
 
     def _read_all(self) -> None:
         try:
             for piece in self._pack():
                 if not self._put(piece):
                     return
-        except BaseException as error:  # noqa: BLE001  (raised on the main thread by `get`)
-            self._put(error)
+        except BaseException as error:  # noqa: BLE001  (raised on the main thread, in its turn)
+            self._put(ReadingFailed(error))
 
-    def _put(self, piece: Piece | BaseException) -> bool:
+    def _put(self, piece: Piece) -> bool:
         while not self._is_closed.is_set():
             try:
                 self._pieces.put(piece, timeout=_POLL_S)
@@ -107,9 +116,11 @@ class Feed:
 
     def _pack(self) -> Iterator[Piece]:
         packer = Packer(self._token_budget)
-        is_adjacent, num_read, num_usable = True, 0, 0
+        is_adjacent, num_read, num_usable = True, 0, self._num_done
         try:
             for record in self._records:
+                if self._is_closed.is_set():
+                    return
                 self._next_ordinal = record.ordinal + 1
                 if self._todo.is_settled(record.ordinal):
                     is_adjacent = False
@@ -132,7 +143,7 @@ class Feed:
                 if closed is not None:
                     yield closed
         except InferenceRunError:
-            # Everything before the damage is sound: it is done first, then the shard fails with this error.
+            # Everything before the damage is sound: it is done first.
             if (closed := packer.flush()) is not None:
                 yield closed
             raise

@@ -8,6 +8,9 @@ A record that fails twice alone is refused (three times where SIGKILL ended the 
 So one bad record costs at most four restarts of the model process, whatever the size of its batch: halving after each
 death would cost one for every halving.
 
+A verdict that blames a record for a death or an error waits until the process has worked on another record since: a
+device, driver or model that fails on everything would otherwise send sound records to quarantine, a few with each start.
+
 Pieces come out in file order, so that whatever has been resolved can be committed at any moment.
 """
 
@@ -19,17 +22,17 @@ from typing import TypeGuard
 
 import torch
 
-from contract.errors import ModelError, ModelProcessDied, NoProgress
+from contract.errors import InferenceRunError, ModelError, ModelProcessDied, NoProgress, OutOfMemory
 from contract.names import QuarantineClass
 from worker.batching import Item, halves
 from worker.model_client import Died, Outcome, Rows
 from worker.model_process import DidNotFit, Raised
 
 MAX_DEATHS_IN_A_ROW = 3
-"""Records refused because the process died on each, with no success between: then it is not the records."""
+"""Records blamed because the process died on each, with no success between; one more, and it is not the records."""
 
-MAX_RAISED_AT_FIRST = 8
-"""Records refused because the model raised on each, with no success ever: then it is the model."""
+MAX_REFUSED_AT_FIRST = 7
+"""Records blamed because the model raised on each or nothing fitted, with no success ever; one more, and it is the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,15 @@ Run = Callable[..., Outcome]
 class Isolator:
     """Resolves failed batches; remembers the budget that fits and whether anything has ever worked."""
 
-    def __init__(self, run: Run, *, dtype: torch.dtype, max_strikes: int = 2) -> None:
-        """Args: run(payloads, is_fp32=False) has the model process handle one batch alone."""
+    def __init__(self, run: Run, *, dtype: torch.dtype, max_strikes: int = 2, has_worked: bool = False) -> None:
+        """`run(items, is_fp32=...)` has the model process handle one batch alone; `has_worked`: it has given rows before."""
         self._run = run
         self._dtype = dtype
         self._max_strikes = max_strikes
-        self._deaths_in_a_row = 0
-        self._num_raised_at_first: int | None = 0
+        self._has_worked = has_worked
+        self._waiting: list[Refused] = []
+        self._num_died = 0
+        self._num_refused_at_first = 0
         self.fitting_tokens: int | None = None
         """Largest budget known to fit; None = nothing has failed to fit."""
 
@@ -72,80 +77,97 @@ class Isolator:
         """Whether nothing has to be looked at again."""
         return isinstance(outcome, Rows) and bool(torch.isfinite(outcome.values).all())
 
-    def resolve(self, items: tuple[Item, ...], outcome: Outcome) -> Iterator[Piece]:
-        """Pieces of a batch with this outcome, in file order.
+    def resolve(self, items: tuple[Item, ...], outcome: Outcome, *, was_alone: bool = False) -> Iterator[Piece]:
+        """Pieces of a batch with this outcome, in file order, after the verdicts that have waited for a success.
+
+        Args:
+            items: the batch.
+            outcome: what became of it.
+            was_alone: nothing was beside it in the process; else it may have died of the other batch.
 
         Raises:
             ModelProcessDied: the process dies whatever it is given.
             ModelError: the model raises whatever it is given.
+            OutOfMemory: no record fits.
             NoProgress: the process hangs whatever it is given.
         """
         if isinstance(outcome, Rows):
             yield from self._checked(items, outcome)
+        elif isinstance(outcome, Died) and not was_alone:
+            yield from self.resolve(items, self._alone(items), was_alone=True)
         elif len(items) == 1:
             yield from self._judge(items[0], outcome)
         elif isinstance(outcome, Died):
-            again = self._alone(items)
-            if isinstance(again, Died):
-                for item in items:
-                    yield from self.resolve((item,), self._alone((item,)))
-            else:
-                yield from self.resolve(items, again)
+            for item in items:
+                yield from self.resolve((item,), self._alone((item,)), was_alone=True)
         else:
             if isinstance(outcome, DidNotFit):
                 self._remember_budget(items)
             for half in halves(items):
-                yield from self.resolve(half, self._alone(half))
+                yield from self.resolve(half, self._alone(half), was_alone=True)
 
-    def _judge(self, item: Item, failure: Outcome) -> Iterator[Piece]:
+    def waiting(self) -> Iterator[Refused]:
+        """At the end of the range: the verdicts that no success has followed, too few to blame anything but the records."""
+        verdicts, self._waiting = self._waiting, []
+        self._num_died = 0
+        yield from verdicts
+
+    def _judge(self, item: Item, failure: Outcome, *, is_fp32: bool = False) -> Iterator[Piece]:
         """A single record that has failed once alone: again, until it works or has used up its strikes."""
         num_failures = 1
         while True:
             was_killed = isinstance(failure, Died) and failure.was_killed
             if num_failures >= self._max_strikes + (1 if was_killed else 0):
                 break
-            outcome = self._alone((item,))
+            outcome = self._alone((item,), is_fp32=is_fp32)
             if isinstance(outcome, Rows):
-                yield from self._checked((item,), outcome)
+                yield from self._in_fp32(item, outcome) if is_fp32 else self._checked((item,), outcome)
                 return
             failure, num_failures = outcome, num_failures + 1
-        yield self._refused(item, failure)
+        self._refuse(item, failure, is_fp32=is_fp32)
 
-    def _refused(self, item: Item, failure: Outcome) -> Refused:
+    def _refuse(self, item: Item, failure: Outcome, *, is_fp32: bool) -> None:
         if isinstance(failure, Died):
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            self._num_died += 1
+            if self._num_died > MAX_DEATHS_IN_A_ROW:
                 kind = NoProgress if failure.did_hang else ModelProcessDied
                 raise kind(
-                    f"the model process failed on each of {self._deaths_in_a_row} records in a row ({failure.detail}): "
+                    f"the model process failed on each of {self._num_died} records in a row ({failure.detail}): "
                     "not the records' fault; look at the device, its driver and the memory limit"
                 )
-            return Refused(item, QuarantineClass.POISON_INPUT, failure.detail, is_costly=True)
-        if isinstance(failure, DidNotFit):
+            verdict = Refused(item, QuarantineClass.POISON_INPUT, failure.detail, is_costly=True)
+        elif is_fp32:
+            assert isinstance(failure, Raised | DidNotFit), failure
+            detail = f"the row holds NaN or infinity, and fp32 cannot tell: {failure.detail}"
+            verdict = Refused(item, QuarantineClass.NON_FINITE, detail)
+        elif isinstance(failure, DidNotFit):
             self._remember_budget((item,))
-            return Refused(
-                item, QuarantineClass.OUT_OF_MEMORY, f"{item.num_tokens} tokens do not fit alone: {failure.detail}"
-            )
-        assert isinstance(failure, Raised), failure
-        if self._num_raised_at_first is not None:
-            self._num_raised_at_first += 1
-            if self._num_raised_at_first >= MAX_RAISED_AT_FIRST:
-                raise ModelError(
-                    f"the model raised on each of the first {MAX_RAISED_AT_FIRST} records, last: {failure.detail}; "
-                    "mend the model or its parameters"
-                )
-        return Refused(item, QuarantineClass.POISON_INPUT, failure.detail)
+            detail = f"{item.num_tokens} tokens do not fit alone: {failure.detail}"
+            verdict = Refused(item, QuarantineClass.OUT_OF_MEMORY, detail)
+            self._count_at_first(OutOfMemory, f"{detail}; free the device, or shorten the records by model.maxLength")
+        else:
+            assert isinstance(failure, Raised), failure
+            verdict = Refused(item, QuarantineClass.POISON_INPUT, failure.detail)
+            self._count_at_first(ModelError, f"the model raised {failure.detail}; mend it or its parameters")
+        self._waiting.append(verdict)
+
+    def _count_at_first(self, kind: type[InferenceRunError], detail: str) -> None:
+        if self._has_worked:
+            return
+        self._num_refused_at_first += 1
+        if self._num_refused_at_first > MAX_REFUSED_AT_FIRST:
+            raise kind(f"each of the first {self._num_refused_at_first} records failed, the last: {detail}")
 
     def _checked(self, items: tuple[Item, ...], rows: Rows) -> Iterator[Piece]:
         """Rows that came back, less those that are not finite."""
-        self._deaths_in_a_row = 0
-        self._num_raised_at_first = None
         expected = len(items) if rows.splits is None else sum(rows.splits)
         if rows.values.ndim != 2 or len(rows.values) != expected or (rows.splits and len(rows.splits) != len(items)):
             raise ModelError(
                 f"the model returned a tensor of shape {tuple(rows.values.shape)} for {len(items)} records; "
                 "it must return one row for each record (or, per token, rows and their splits)"
             )
+        self._has_worked = True
+        yield from self.waiting()
         if self.is_sound(rows):
             yield Finished(items, rows)
             return
@@ -159,29 +181,41 @@ class Isolator:
                 run.append(position)
                 continue
             if run:
-                yield _slice(items, rows, run[0], position, starts)
+                yield from self._finished(items, rows, run[0], position, starts)
                 run = []
             yield from self._second_look(item)
         if run:
-            yield _slice(items, rows, run[0], len(items), starts)
+            yield from self._finished(items, rows, run[0], len(items), starts)
 
     def _second_look(self, item: Item) -> Iterator[Piece]:
         outcome = self._alone((item,), is_fp32=True)
-        if not isinstance(outcome, Rows):
-            yield from self._judge(item, outcome)
-            return
-        if not bool(torch.isfinite(outcome.values).all()):
+        if isinstance(outcome, Rows):
+            yield from self._in_fp32(item, outcome)
+        else:
+            yield from self._judge(item, outcome, is_fp32=True)
+
+    def _in_fp32(self, item: Item, rows: Rows) -> Iterator[Piece]:
+        yield from self.waiting()
+        stored = rows.values.to(self._dtype)
+        if not bool(torch.isfinite(rows.values).all()):
             yield Refused(item, QuarantineClass.NON_FINITE, "the row holds NaN or infinity, in fp32 too")
-            return
-        stored = outcome.values.to(self._dtype)
-        if not bool(torch.isfinite(stored).all()):
+        elif not bool(torch.isfinite(stored).all()):
             yield Refused(
                 item,
                 QuarantineClass.NON_FINITE,
                 f"finite in fp32 but beyond the range of {self._dtype}: set output.dtype to float32 or bfloat16",
             )
-            return
-        yield Finished((item,), Rows(values=stored, splits=outcome.splits))
+        else:
+            yield Finished((item,), Rows(values=stored, splits=rows.splits))
+
+    def _finished(
+        self, items: tuple[Item, ...], rows: Rows, start: int, end: int, starts: list[int]
+    ) -> Iterator[Piece]:
+        """A run of sound records of a batch that was not sound all over."""
+        yield from self.waiting()
+        # A copy: torch.save writes the whole storage of a view, refused rows included.
+        values = rows.values[starts[start] : starts[end]].clone()
+        yield Finished(items[start:end], Rows(values=values, splits=rows.splits and rows.splits[start:end]))
 
     def _alone(self, items: tuple[Item, ...], *, is_fp32: bool = False) -> Outcome:
         return self._run(items, is_fp32=is_fp32)
@@ -189,8 +223,3 @@ class Isolator:
     def _remember_budget(self, items: tuple[Item, ...]) -> None:
         budget = max(1, sum(item.num_tokens for item in items) // 2)
         self.fitting_tokens = budget if self.fitting_tokens is None else min(budget, self.fitting_tokens)
-
-
-def _slice(items: tuple[Item, ...], rows: Rows, start: int, end: int, starts: list[int]) -> Finished:
-    splits = None if rows.splits is None else rows.splits[start:end]
-    return Finished(items[start:end], Rows(values=rows.values[starts[start] : starts[end]], splits=splits))

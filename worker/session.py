@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +21,10 @@ from contract.ranges import intersection
 from contract.settings import WorkerSettings
 from worker.batching import Batch, Item, repacked
 from worker.checkpoint import CheckpointWriter, Job, PendingRows
-from worker.feed import EndOfRange, Feed, Skipped
+from worker.feed import EndOfRange, Feed, Piece, ReadingFailed, Skipped
 from worker.held_shard import HeldShard
-from worker.isolation import Finished, Isolator, Piece, Refused
+from worker.isolation import Finished, Isolator, Refused
+from worker.isolation import Piece as Resolved
 from worker.model_client import DEPTH, ModelProcess, Outcome
 from worker.progress import Pending, checkpoint_due
 
@@ -36,7 +38,7 @@ STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16":
 
 
 class _Leaving(Exception):
-    """The drain has waited long enough for a batch that is being resolved."""
+    """The drain has waited long enough. What has not been taken by now runs again elsewhere."""
 
 
 @dataclass(kw_only=True)
@@ -58,8 +60,10 @@ class ShardSession:
             self._run_alone,
             dtype=STORED_DTYPES[self.settings.model.dtype],
             max_strikes=self.settings.max_record_strikes,
+            has_worked=self.model.has_worked,
         )
-        self._ahead: deque[Batch | Skipped | EndOfRange] = deque()
+        assert self.model.num_in_flight == 0, "rows of another shard's batch would be taken for ours"
+        self._ahead: deque[Piece] = deque()
         self._in_flight: deque[Batch] = deque()
         self._pending = PendingRows()
         self._done_before = self.held.current.done
@@ -74,7 +78,7 @@ class ShardSession:
 
         Raises what reading, the model or a commit failed with; finished rows stay pending for `finish`.
         """
-        with self.feed:
+        with self.feed, suppress(_Leaving):
             while not self.is_draining():
                 self._feed_model()
                 if self._in_flight:
@@ -129,7 +133,10 @@ class ShardSession:
     def _take_ahead(self) -> bool:
         """Take a piece that is no batch, now that everything before it is out of the model; False at the end."""
         piece = self._ahead[0]
+        if isinstance(piece, ReadingFailed):
+            raise piece.error
         if isinstance(piece, EndOfRange):
+            self._take_all(self._isolator.waiting())
             self._num_records = piece.num_records
             return False
         if isinstance(piece, Skipped):
@@ -139,23 +146,18 @@ class ShardSession:
 
     def _settle(self, outcome: Outcome) -> None:
         """Take the rows of the oldest batch in flight; if it failed, resolve it, and all behind it, in order."""
-        batch = self._in_flight.popleft()
-        if self._isolator.is_sound(outcome):
-            self._take_all(self._isolator.resolve(batch.items, outcome))
-            return
-        outcomes = [(batch, outcome)]
-        while self._in_flight:
-            behind = self._wait()
-            outcomes.append((self._in_flight.popleft(), behind))
-        try:
-            for failed, failure in outcomes:
-                self._take_all(self._isolator.resolve(failed.items, failure), is_window_open=True)
-        except _Leaving:
-            return
+        outcomes = [(self._in_flight.popleft(), outcome)]
+        is_sound = self._isolator.is_sound(outcome)
+        while self._in_flight and not is_sound:
+            outcomes.append((self._in_flight[0], self._wait()))
+            self._in_flight.popleft()
+        for batch, result in outcomes:
+            pieces = self._isolator.resolve(batch.items, result, was_alone=batch.is_suspect)
+            self._take_all(pieces, is_window_open=not is_sound)
         if self._pending.has_costly_verdict:
             self._commit(CheckpointReason.QUARANTINE)
 
-    def _take_all(self, pieces: Iterator[Piece], *, is_window_open: bool = False) -> None:
+    def _take_all(self, pieces: Iterator[Resolved], *, is_window_open: bool = False) -> None:
         for piece in pieces:
             if isinstance(piece, Finished) and self._is_behind_gap(piece.items[0]):
                 self._commit(CheckpointReason.GAP)
@@ -188,15 +190,12 @@ class ShardSession:
 
     def _collect_sound(self) -> None:
         """On a drain, take what the model process finishes in time, up to the first batch that failed."""
-        try:
-            while self._in_flight:
-                outcome = self._wait()
-                batch = self._in_flight.popleft()
-                if not self._isolator.is_sound(outcome):
-                    return
-                self._take_all(self._isolator.resolve(batch.items, outcome))
-        except _Leaving:
-            return
+        while self._in_flight:
+            outcome = self._wait()
+            batch = self._in_flight.popleft()
+            if not self._isolator.is_sound(outcome):
+                return
+            self._take_all(self._isolator.resolve(batch.items, outcome))
 
     def _commit_if_due(self, *, is_window_open: bool = False) -> None:
         pending = Pending(
