@@ -90,17 +90,6 @@ class Job:
     hints: Hints | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """One finished commit, for metrics and logs."""
-
-    shard: int
-    reason: CheckpointReason
-    records: int
-    bytes: int
-    elapsed_s: float
-
-
 class CheckpointWriter:
     """Writes the checkpoints of one held shard in a thread of its own."""
 
@@ -112,14 +101,14 @@ class CheckpointWriter:
         now: Callable[[], datetime],
         versions: dict[str, str],
         buffer: BytesIO,
-        on_written: Callable[[Written], None],
+        on_committed: Callable[[], None],
     ) -> None:
         self._held = held
         self._settings = settings
         self._now = now
         self._versions = versions
         self._buffer = buffer
-        self._on_written = on_written
+        self._on_committed = on_committed
         self._number = 0
         self._error: BaseException | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue(1)
@@ -135,6 +124,11 @@ class CheckpointWriter:
             except queue.Full:
                 continue
             return
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a commit failed: then no later one can be made."""
+        return self._error is not None
 
     def check(self) -> None:
         """Raise what a commit failed with, if any."""
@@ -165,11 +159,12 @@ class CheckpointWriter:
             if self._error is not None:
                 continue
             try:
-                self._on_written(self._write(job))
+                self._write(job)
+                self._on_committed()
             except BaseException as error:  # noqa: BLE001  (kept, and raised by the next call on the main thread)
                 self._error = error
 
-    def _write(self, job: Job) -> Written:
+    def _write(self, job: Job) -> None:
         started = time.monotonic()
         held = self._held
         checkpoint = self._put_rows(job) if job.pending.finished else None
@@ -184,26 +179,18 @@ class CheckpointWriter:
                 hints=job.hints,
             )
         )
-        written = Written(
-            shard=held.current.shard,
-            reason=job.reason,
-            records=checkpoint.records if checkpoint else 0,
-            bytes=checkpoint.bytes if checkpoint else 0,
-            elapsed_s=time.monotonic() - started,
-        )
         logger.info(
             "committed",
             extra={
-                "shard": written.shard,
+                "shard": held.current.shard,
                 "epoch": held.current.epoch,
-                "num_records": written.records,
-                "num_bytes": written.bytes,
+                "num_records": checkpoint.records if checkpoint else 0,
+                "num_bytes": checkpoint.bytes if checkpoint else 0,
                 "num_quarantined": len(job.pending.quarantined),
                 "reason": job.reason.value,
-                "elapsed_s": round(written.elapsed_s, 3),
+                "elapsed_s": round(time.monotonic() - started, 3),
             },
         )
-        return written
 
     def _put_rows(self, job: Job) -> Checkpoint:
         manifest = self._held.current

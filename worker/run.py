@@ -6,7 +6,8 @@ nothing else. What may end a shard early, and what becomes of its finished rows:
     drain (SIGTERM)         finished rows are committed, the shard is released; exit 143
     bad input object        sound records before the damage are committed, the shard is marked failed, the next is claimed
     model, device, memory   finished rows are committed, the shard stays ours: whoever finds us dead judges and releases it
-    store, fencing          nothing can be committed; rows since the last commit are lost, and run again elsewhere
+    input store             finished rows are committed, as above
+    output store, fencing   nothing can be committed; rows since the last commit are lost, and run again elsewhere
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from datetime import datetime
 from io import BytesIO
 
 from contract import layout, plan
-from contract.errors import Fenced, InvalidInput
+from contract.errors import InvalidInput
 from contract.manifest import Failure, Owner, ShardManifest
 from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
 from contract.settings import WorkerSettings
 from contract.store.commit import Committer
-from contract.store.errors import StoreError
 from worker.batching import Item
-from worker.checkpoint import CheckpointWriter, Written
+from worker.checkpoint import CheckpointWriter
 from worker.claims import Claims, NothingToClaim, give_back
 from worker.feed import Feed
 from worker.flight_recorder import FlightRecorder
@@ -46,17 +46,6 @@ MAX_CLAIM_WAIT_S = 30.0
 
 ReadRecords = Callable[[Plan, ShardManifest, Resume], Iterator[Record]]
 """Records of a shard's range, from its resume point on."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """What this worker has done so far."""
-
-    records: int = 0
-    quarantined: int = 0
-    checkpoints: int = 0
-    bytes: int = 0
-    shards: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +67,6 @@ class Worker:
     drain_class: Callable[[], FailureClass] = lambda: FailureClass.SPOT_EVICTION
     """What a drain is accounted as: an eviction, unless whoever asked said otherwise."""
     clock: Callable[[], float] = time.monotonic
-    totals: Totals = field(default_factory=Totals)
     _buffer: BytesIO = field(default_factory=BytesIO)
     _recorder_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -115,7 +103,9 @@ class Worker:
         wait_s = (nothing.next_at - self.now()).total_seconds()
         if wait_s > MAX_CLAIM_WAIT_S:
             return False
-        self.drain.wait(max(wait_s, POLL_S))
+        until = self.clock() + max(wait_s, POLL_S)
+        while self.clock() < until and not self.drain.is_set():
+            time.sleep(POLL_S)  # not drain.wait: the signal handler that sets it would wait for the lock held in there
         return True
 
     def _work_on(self, shards: Plan, held: HeldShard) -> None:
@@ -135,15 +125,14 @@ class Worker:
             )
             logger.error("shard failed", extra={"shard": held.current.shard, "detail": str(error)})  # noqa: TRY400
             return
-        except (StoreError, Fenced):
-            session.writer.abandon()
-            raise
         except Exception:
-            # The finished rows are sound; the judgement of this error is left to whoever finds this worker ended.
-            session.finish()
+            # The judgement of this error is left to whoever finds this worker ended. Its finished rows are sound.
+            if session.writer.has_failed:
+                session.writer.abandon()
+            else:
+                session.finish()
             raise
         if held.current.is_final:
-            self.totals.shards += 1
             logger.info("shard complete", extra={"shard": held.current.shard, "num_records": held.current.records})
         elif self.drain.is_set():
             give_back(held, failure_class=self.drain_class(), evidence="drained on SIGTERM", now=self.now())
@@ -157,7 +146,7 @@ class Worker:
             now=self.now,
             versions=self.versions,
             buffer=self._buffer,
-            on_written=self.on_written,
+            on_committed=lambda: self._note(has_committed=True),
         )
         feed = Feed(
             self.read_records(shards, current, resume),
@@ -176,13 +165,6 @@ class Worker:
             note_in_flight=self.note_in_flight,
             clock=self.clock,
         )
-
-    def on_written(self, written: Written) -> None:
-        """Account for a commit (called by the writer's thread)."""
-        self.totals.records += written.records
-        self.totals.bytes += written.bytes
-        self.totals.checkpoints += 1
-        self._note(has_committed=True)
 
     def note_in_flight(self, first: Item | None, next_ordinal: int | None) -> None:
         """Tell the flight recorder which records the model process holds."""

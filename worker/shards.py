@@ -24,7 +24,6 @@ class Resume:
     first_ordinal: int
     offset: int | None
     """None = the start of the range."""
-    bytes_done: int
 
 
 def resume_point(manifest: ShardManifest) -> Resume:
@@ -40,9 +39,9 @@ def resume_point(manifest: ShardManifest) -> Resume:
         if item.next <= reach and item.next_offset is not None
     ]
     if not ends:
-        return Resume(first_ordinal=0, offset=None, bytes_done=0)
+        return Resume(first_ordinal=0, offset=None)
     ordinal, offset = max(ends)
-    return Resume(first_ordinal=ordinal, offset=offset, bytes_done=manifest.bytes_done)
+    return Resume(first_ordinal=ordinal, offset=offset)
 
 
 class Todo:
