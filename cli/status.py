@@ -167,7 +167,7 @@ def _lines(fields: dict[str, Any]) -> list[tuple[str, object]]:
     lines += [
         ("progress", f"{fields['percent']} % of {size_text(fields['totalBytes'])}"),
         ("records", f"{fields['records']} done, {fields['quarantined']} quarantined"),
-        ("rate", f"{fields['recordsPerSecond']} records/s, ETA {duration_text(fields['etaSeconds'])}"),
+        *_rate_line(fields),
         ("shards", ", ".join(f"{number} {name}" for name, number in shards.items() if number or name == "total")),
         ("incomplete", _few(fields["incomplete"])),
         ("failed for good", _few(fields["orphaned"])),
@@ -181,6 +181,12 @@ def _lines(fields: dict[str, Any]) -> list[tuple[str, object]]:
             ("unreadable", f"{_few(fields['unreadable'])}: run 'inferencerun repair {fields['output']} --shard N'")
         )
     return lines
+
+
+def _rate_line(fields: dict[str, Any]) -> list[tuple[str, object]]:
+    if not fields["workers"]:
+        return []
+    return [("rate", f"{fields['recordsPerSecond']} records/s, ETA {duration_text(fields['etaSeconds'])}")]
 
 
 def _few(numbers: list[int]) -> str:

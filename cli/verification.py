@@ -68,7 +68,7 @@ class Report:
     shards: int = 0
     checkpoints: int = 0
     records: int = 0
-    """Rows read and sound."""
+    """Records whose rows are sound."""
     bytes: int = 0
     input_records: int = 0
     quarantined: int = 0
@@ -114,7 +114,7 @@ def verify(
     report = Report()
     _check_plan(output, report)
     for unreadable in manifests.unreadable:
-        report.add(unreadable.key, unreadable.message, remedy=REPAIR)
+        report.add(unreadable.key, unreadable.message.removeprefix(f"{unreadable.key}: "), remedy=REPAIR)
     for shard in output.plan.shards:
         stored = manifests.stored.get(shard.shard)
         if stored is not None:

@@ -138,6 +138,6 @@ def _print_report(report: Report) -> None:
     verdict = "OFF" if report.problems else "fine" if report.is_finished else "fine so far"
     click.echo(
         f"{verdict}: {len(report.problems)} problem(s) in {report.shards} shards and {report.checkpoints} checkpoints; "
-        f"{report.records} rows and {report.quarantined} quarantined of {report.input_records} input records, "
+        f"{report.records} records and {report.quarantined} quarantined of {report.input_records} input records, "
         f"{size_text(report.bytes)}; {report.unnamed_objects} unnamed object(s)"
     )
