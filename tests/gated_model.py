@@ -18,13 +18,15 @@ import torch
 class Gated:
     """Rows are (length, number of As, checksum) in float32: cheap, and different for different records."""
 
-    def __init__(self, gate: str = "", max_records: int | None = None) -> None:
+    def __init__(self, gate: str = "", max_records: int | None = None, record_seconds: float = 0.0) -> None:
         self._gate = Path(gate) if gate else None
         self._max_records = max_records
+        self._record_seconds = record_seconds
 
     def __call__(self, values: Sequence[str]) -> torch.Tensor:
         if self._max_records is not None and len(values) > self._max_records:
             raise torch.OutOfMemoryError("CUDA out of memory (as said by a test)")
+        time.sleep(self._record_seconds * len(values))
         return torch.stack([self._row(value) for value in values])
 
     def _row(self, value: str) -> torch.Tensor:
@@ -40,9 +42,9 @@ class Gated:
         return torch.tensor([len(value), value.count("A"), sum(value.encode()) % 9973], dtype=torch.float32)
 
 
-def build(gate: str = "", max_records: int | None = None) -> Gated:
-    """The factory named in the spec's `source`."""
-    return Gated(gate, max_records)
+def build(gate: str = "", max_records: int | None = None, record_seconds: float = 0.0) -> Gated:
+    """The factory named in the spec's `source`. `record_seconds` makes a model slow enough to be killed at work."""
+    return Gated(gate, max_records, record_seconds)
 
 
 def always_raises(**_: object) -> Gated:

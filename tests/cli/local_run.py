@@ -99,9 +99,9 @@ class LocalRun:
             text=True,
         )
 
-    def finish(self, process: subprocess.Popen[str]) -> Result:
+    def finish(self, process: subprocess.Popen[str], *, timeout_s: float = TIMEOUT_S) -> Result:
         """Wait for the end of a started run."""
-        output, errors = process.communicate(timeout=TIMEOUT_S)
+        output, errors = process.communicate(timeout=timeout_s)
         return Result(process.returncode, output, errors)
 
     def run(self, *arguments: str) -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract import process_identity
+from contract.manifest import Owner
 from contract.names import ExitCode
 from tests.cli.local_run import LocalRun, wait_until
 from tests.gated_model import Gated
@@ -41,6 +42,12 @@ def expected_rows(sequences: list[str]) -> dict[str, list[float]]:
 def gate_in(sequences: list[str], *positions: int) -> list[str]:
     """The sequences with gates at these places."""
     return ["GATE" + item if number in positions else item for number, item in enumerate(sequences)]
+
+
+def owners_at_gates(run: LocalRun) -> list[Owner]:
+    """Both workers' owners once they hold the first and the last shard, where gates 9 and 39 stop them; else nothing."""
+    held = {found.shard: found.owner for found in run.manifests() if found.owner is not None}
+    return list(held.values()) if set(held) == {0, 3} and run.num_done() >= 5 else []
 
 
 def open_gate(tmp_path: Path) -> None:
@@ -88,13 +95,7 @@ def test_workers_of_a_killed_coordinator_drain_and_end_and_the_next_one_goes_on(
     sequences = gate_in(SEQUENCES, 9, 39)
     run = gated(tmp_path, sequences)
     process = run.start()
-    owners = wait_until(
-        lambda: (
-            run.num_done() >= 5
-            and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
-            and held
-        )
-    )
+    owners = wait_until(lambda: owners_at_gates(run))
     identities = [process_identity.parse(owner.uid) for owner in owners]
 
     process.kill()
@@ -131,13 +132,7 @@ def test_a_worker_that_is_killed_and_one_that_is_drained_cost_nothing_but_time(t
     sequences = gate_in(SEQUENCES, 9, 39)
     run = gated(tmp_path, sequences)
     process = run.start()
-    owners = wait_until(
-        lambda: (
-            run.num_done() >= 5
-            and len(held := [found.owner for found in run.manifests() if found.owner is not None]) == 2
-            and held
-        )
-    )
+    owners = wait_until(lambda: owners_at_gates(run))
 
     for owner, number in zip(owners, (signal.SIGKILL, signal.SIGTERM), strict=True):
         os.kill(process_identity.parse(owner.uid).pid, number)

@@ -20,29 +20,36 @@ class KillingStore:
 
     @property
     def uri(self) -> str:
+        """See ObjectStore."""
         return self._store.uri
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
+        """See ObjectStore."""
         with self._call():
             return self._store.get(key, start=start, end=end)
 
     def put_overwrite(self, key: str, body: Body) -> ETag:
+        """See ObjectStore."""
         with self._call():
             return self._store.put_overwrite(key, body)
 
     def put_create(self, key: str, body: Body) -> ETag:
+        """See ObjectStore."""
         with self._call():
             return self._store.put_create(key, body)
 
     def put_update(self, key: str, body: Body, etag: ETag) -> ETag:
+        """See ObjectStore."""
         with self._call():
             return self._store.put_update(key, body, etag)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
+        """See ObjectStore."""
         with self._call():
             return iter(list(self._store.list(prefix)))
 
     def delete(self, key: str) -> None:
+        """See ObjectStore."""
         with self._call():
             self._store.delete(key)
 

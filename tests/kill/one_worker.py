@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from contract import layout, plan
+from contract import layout, manifest, plan
 from contract.manifest import Owner
 from contract.plan import InputFormat, Plan
 from contract.settings import CheckpointSettings, ModelSettings, WorkerSettings
@@ -105,7 +105,7 @@ def in_fork(work: Callable[[], bytes]) -> Ended:
             os.close(read_end)
             os.write(write_end, work())
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  (a forked child must never return into pytest)
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -120,8 +120,6 @@ def in_fork(work: Callable[[], bytes]) -> Ended:
 
 def rows_of(root: Path) -> dict[tuple[str, int], bytes]:
     """(object, offset) -> bytes of the row, of everything the manifests name; a record met twice is an error."""
-    from contract import manifest
-
     store = LocalStore(root)
     rows: dict[tuple[str, int], bytes] = {}
     for entry in store.list(layout.build_shards_prefix(1)):

@@ -31,7 +31,9 @@ MAX_CALLS = 200
 def proteins(tmp_path_factory: pytest.TempPathFactory) -> str:
     """24 records, one of them empty, so that checkpoints and quarantine are both under fire."""
     path = tmp_path_factory.mktemp("input") / "proteins.fasta"
-    records = [f">p{number} x\n{'ACDEFGHIKLMNPQRSTVWY'[number % 20] * 3}{'MKV' * (number % 9)}\n" for number in range(24)]
+    records = [
+        f">p{number} x\n{'ACDEFGHIKLMNPQRSTVWY'[number % 20] * 3}{'MKV' * (number % 9)}\n" for number in range(24)
+    ]
     records[13] = ">empty\n"
     path.write_text("".join(records))
     return f"file://{path}"
