@@ -319,3 +319,29 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
     for suffix, (private_bytes, file_bytes) in growth.items():
         assert file_bytes > 150e6, suffix
         assert private_bytes < 100e6, (suffix, private_bytes)
+
+
+def test_people_read_what_was_written(tmp_path: Path) -> None:
+    """Counts, width and type, and every file."""
+    made = make_output(tmp_path, dtype="float16")
+
+    lines = run("export", made.uri, tmp_path / "rows.npy").stdout.splitlines()
+
+    assert lines[0].startswith("78 records, 78 rows of 6 x float16")
+    assert lines[0].endswith("2 quarantined")
+    assert [line.strip() for line in lines[1:]] == [str(tmp_path / "rows.npy.ids.jsonl"), str(tmp_path / "rows.npy")]
+
+
+def test_a_checkpoint_that_belies_its_manifest_stops_the_export(tmp_path: Path) -> None:
+    """Its bytes are those named, but it is another run's: rows of two runs must not mix."""
+    made = make_output(tmp_path, is_finished=False)
+    made.record = replace(made.record, name="another")
+    current = replace(made.manifest(1), epoch=2)
+    foreign = put_checkpoint(made, current, made.records[1][:2], number=1)
+    made.overwrite(replace(current, checkpoints=(foreign,), done=((0, 2),)))
+    made.finish()
+
+    result = run("export", made.uri, tmp_path / "rows.npy")
+
+    assert result.exit_code == 64
+    assert f"{foreign.key}: metadata says run 'another' instead of 'made'" in result.stderr

@@ -66,8 +66,11 @@ def test_a_manifest_that_is_gone_while_its_data_is_there_starts_over(tmp_path: P
     made = make_output(tmp_path)
     made.store.delete(KEY)
 
+    text = run("repair", made.uri, "--shard", "0").stdout
+    made.store.delete(KEY)
     said = run_json("repair", made.uri, "--shard", "0")
 
+    assert text == "shard 0 is pending again at epoch 2; start the run again\n"
     assert (said["keptAs"], made.manifest(0).status, made.manifest(0).epoch) == (None, ShardStatus.PENDING, 2)
 
 
@@ -159,6 +162,7 @@ def test_a_held_shard_is_not_retried(tmp_path: Path) -> None:
 
     assert said["held"] == [0]
     assert made.manifest(0) == before
+    assert "not changed, held by a worker or just changed: 0" in run("retry", made.uri, "--quarantined").stdout
 
 
 @pytest.mark.parametrize("command", [("retry",), ("verify", "--requeue")])

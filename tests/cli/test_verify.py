@@ -182,6 +182,35 @@ def test_damage_to_a_checkpoint_is_named_and_only_its_records_run_again(tmp_path
     assert not [item for item in made.store.list("g0001/") if item.key.endswith(("_SUCCESS", "index.json"))]
 
 
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (lambda good: good + 1, "row_splits do not start at 0 and grow"),
+        (lambda good: good.flip(0), "row_splits do not start at 0 and grow"),
+        (lambda good: good[:-1].clone(), "row_splits is not an int64 tensor of 4 for 3 ids"),
+        (lambda good: good * 2, "rows of embeddings for"),
+        (None, "rows of embeddings for"),
+    ],
+)
+def test_damaged_row_splits_are_named(
+    tmp_path: Path, splits: Callable[[torch.Tensor], torch.Tensor] | None, expected: str
+) -> None:
+    """Per token, the splits decide whose a row is."""
+    made = make_output(tmp_path, kind="perToken")
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        good = checkpoint["metadata"].pop("row_splits")
+        if splits is not None:
+            checkpoint["metadata"]["row_splits"] = splits(good)
+
+    content_with(change)(made)
+
+    found = run_json("verify", made.uri, exit_code=1)
+
+    assert [problem["object"] for problem in found["problems"]] == [chosen(made).key]
+    assert expected in found["problems"][0]["problem"]
+
+
 def edit_plan(made: Made, **changes: object) -> None:
     """Other members of the stored plan, with a checksum that fits."""
     key = layout.build_plan_key(1)
@@ -418,6 +447,7 @@ def test_a_held_shard_is_not_requeued(tmp_path: Path) -> None:
 
     assert (found["held"], found["requeued"]) == ([SHARD], [])
     assert made.manifest(SHARD) == before
+    assert "not requeued: shard 0 is held" in run("verify", made.uri, "--requeue").stdout
 
 
 def test_an_index_that_does_not_hold_is_withdrawn(tmp_path: Path) -> None:
