@@ -30,7 +30,7 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunBreaker:
-    """Stops a run whose workers fail without getting anywhere."""
+    """Stops a run whose workers fail without getting anywhere. `RunBreaker()` is closed: progress leads back to it."""
 
     num_openings: int = 0
     """Openings in a row, with no progress between."""
@@ -78,11 +78,6 @@ def run_failed(
         failures=failures,
         reason=reason,
     )
-
-
-def run_progressed() -> RunBreaker:
-    """The breaker after a new commit: closed, with nothing held against the run."""
-    return RunBreaker()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

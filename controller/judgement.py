@@ -13,7 +13,7 @@ from controller.api import FailurePolicy
 from controller.breaker import node_failed, node_progressed, run_failed
 from controller.consequences import delay_s
 from controller.failure_policy import Charge, Verdict, classify, escalated, signature
-from controller.memory import DEATHS_KEPT, FAILURES_KEPT, Death, FailureNote, RunMemory, Slot
+from controller.memory import DEATHS_KEPT, FAILURES_KEPT, Death, FailureNote, RunMemory, Shardless, Slot
 from controller.observed import Evidence, Observed, WorkerView
 
 
@@ -95,14 +95,11 @@ def judged(
     if flight is not None and flight.has_committed and ran_s is not None and not verdict.node_score:
         started_at = now - timedelta(seconds=ran_s)
         memory = replace(memory, nodes=node_progressed(memory.nodes, node=dead.node, claimed_at=started_at))
-    if verdict.failure_class is FailureClass.DONE:
+    if verdict.failure_class in {FailureClass.DONE, FailureClass.INTENDED}:
         return verdict, memory
-    if not dead.held and not any(item.uid == dead.uid for found in manifests.values() for item in found.attempts):
-        by_class = dict(memory.restarts_by_class)
-        by_class[verdict.failure_class.value] = by_class.get(verdict.failure_class.value, 0) + 1
-        memory = replace(memory, restarts_by_class=tuple(sorted(by_class.items())))
-    if verdict.failure_class is FailureClass.INTENDED:
-        return verdict, memory
+    if not dead.held:
+        entry = Shardless(uid=dead.uid, failure_class=verdict.failure_class)
+        memory = replace(memory, shardless=(*memory.shardless, entry))
     note = FailureNote(
         time=now,
         pod=dead.name,
@@ -125,6 +122,25 @@ def judged(
             ),
         )
     return verdict, memory
+
+
+def with_restarts_counted(memory: RunMemory, observed: Observed) -> RunMemory:
+    """Memory in which each restart is counted in one place: in a manifest, if one names the worker, else here."""
+    named = {item.uid for found in observed.manifests.values() for item in found.attempts}
+    named |= {found.owner.uid for found in observed.manifests.values() if found.owner is not None}
+    open_entries = [item for item in memory.shardless if item.uid not in named]
+    if not observed.is_complete:
+        return replace(memory, shardless=tuple(open_entries))
+    present = {worker.uid for worker in observed.workers}
+    by_class = dict(memory.restarts_by_class)
+    for item in open_entries:
+        if item.uid not in present:
+            by_class[item.failure_class.value] = by_class.get(item.failure_class.value, 0) + 1
+    return replace(
+        memory,
+        shardless=tuple(item for item in open_entries if item.uid in present),
+        restarts_by_class=tuple(sorted(by_class.items())),
+    )
 
 
 def spread(*parts: object) -> float:

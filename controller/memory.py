@@ -71,6 +71,14 @@ class FailureNote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shardless:
+    """An ended worker that held no shard; should one come to light yet, its manifest counts the restart instead."""
+
+    uid: str
+    failure_class: FailureClass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Idle:
     """A running worker that holds no shard."""
 
@@ -96,8 +104,10 @@ class RunMemory:
     """Since the last progress."""
     num_unexplained_kills: int = 0
     """Workers killed from outside since the last progress."""
+    shardless: tuple[Shardless, ...] = ()
+    """Ended workers, still to be seen, that held no shard as far as we know."""
     restarts_by_class: tuple[tuple[str, int], ...] = ()
-    """Ended workers whom no manifest remembers, since they held no shard."""
+    """Those of them that are gone: no manifest remembers them."""
     worker_seconds: float = 0.0
     """GPU time of ended workers."""
     breaker: RunBreaker = field(default_factory=RunBreaker)

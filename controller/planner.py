@@ -37,7 +37,7 @@ from controller.breaker import (
 )
 from controller.conditions import Condition, merged
 from controller.consequences import release
-from controller.judgement import judged, spread, the_dead
+from controller.judgement import judged, spread, the_dead, with_restarts_counted
 from controller.memory import JUDGED_KEPT, SAMPLE_S, SAMPLES_KEPT, Idle, RunMemory, forgiven
 from controller.observed import Intent, Observed, WorkerState, WorkerView
 from controller.status import (
@@ -115,6 +115,7 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
         )
         if item.worker is not None and not item.held and item.uid in was_judged:
             actions.append(ForgetWorker(name=item.name, uid=item.uid))
+    memory = with_restarts_counted(memory, observed)
     goal = _goal(run, plan, observed, memory, now)
     desired = _desired(plan, observed, goal, now)
     stops = _stops(run, observed, goal, memory, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -134,7 +135,7 @@ def shard_counts(plan: Plan, manifests: Mapping[int, ShardManifest]) -> ShardCou
 
 def restart_counts(manifests: Mapping[int, ShardManifest], memory: RunMemory) -> RestartCounts:
     """Ended attempts of all shards, and ended workers that held none."""
-    by_class: dict[str, int] = {}
+    by_class = {kind.value: number for kind, number in Counter(item.failure_class for item in memory.shardless).items()}
     for pairs in (memory.restarts_by_class, *(found.restarts.by_class for found in manifests.values())):
         for name, number in pairs:
             by_class[name] = by_class.get(name, 0) + number

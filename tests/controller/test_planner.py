@@ -12,7 +12,7 @@ from contract.manifest import ShardManifest, ShardStatus
 from contract.names import ConditionType, FailureClass, Phase
 from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
-from controller.breaker import RunBreaker
+from controller.breaker import NodeBreaker, RunBreaker
 from controller.memory import RunMemory, Slot
 from controller.observed import Evidence, Intent, Observed, WorkerState
 from controller.planner import FOLLOW_UP_S, RESYNC_S, plan, worker_name
@@ -328,6 +328,64 @@ def test_a_restart_that_the_manifest_remembers_is_not_counted_twice() -> None:
     assert _decide(look).status.restarts.total == 1
 
 
+def test_a_restart_is_counted_in_one_place_though_its_shard_comes_to_light_late() -> None:
+    """Counted as shardless first, then by the manifest; and kept when the worker is gone and no manifest knows it."""
+    workers = (make.worker(0, evidence=CRASHED), make.worker(1, evidence=CRASHED))
+    first = _decide(make.observed(workers=workers))
+    manifest = make.held()
+    (release,) = _releases(_decide(make.observed(manifest, workers=workers), memory=first.memory))
+    released = release.applied(manifest, commit_id="x")
+    assert released is not None
+
+    late = _decide(make.observed(released, workers=workers[:1], is_complete=False), memory=first.memory)
+    gone = _decide(make.observed(released), memory=late.memory)
+
+    assert [item.status.restarts.total for item in (first, late, gone)] == [2, 2, 2]
+    assert gone.memory.restarts_by_class == (("Transient", 1),)
+    assert gone.memory.shardless == ()
+
+
+def test_a_worker_that_committed_clears_its_node() -> None:
+    """A probe that comes and goes between two looks has still shown that the node works."""
+    node = NodeBreaker(node="node-a", scores=((make.NOW, 3),), avoided_until=make.NOW)
+    seen = Evidence(exit_code=0, ran_s=60, flight=make.flight(shard=None, has_committed=True))
+    look = make.observed(workers=(make.worker(0, evidence=seen),))
+
+    assert _decide(look, memory=RunMemory(nodes=(node,)), now=make.later(61)).memory.nodes == ()
+    assert _decide(look, memory=RunMemory(nodes=(node,)), now=make.later(59)).memory.nodes == (node,)
+
+
+def test_of_two_shards_the_one_in_flight_is_judged() -> None:
+    """A worker that dies with two shards in hand is judged by the one it was computing."""
+    seen = Evidence(signal=11, flight=make.flight(3, 5, shard=1))
+    manifests = (make.held(0), make.held(1))
+
+    released = _releases(_decide(make.observed(*manifests, workers=(make.worker(0, evidence=seen),))))
+
+    assert [(item.shard, item.attempt.failure_class, item.in_flight) for item in released] == [
+        (0, FailureClass.POISON_INPUT, ()),
+        (1, FailureClass.POISON_INPUT, ((3, 5),)),
+    ]
+
+
+def test_an_unclear_flight_is_judged_by_the_first_shard() -> None:
+    """Last words about another shard do not keep a verdict from being reached."""
+    seen = Evidence(signal=11, flight=make.flight(3, 5, shard=3))
+
+    (release,) = _releases(_decide(make.observed(make.held(0), workers=(make.worker(0, evidence=seen),))))
+
+    assert (release.attempt.failure_class, release.in_flight) == (FailureClass.TRANSIENT, ())
+
+
+def test_a_crash_right_after_the_last_commit_is_no_failure() -> None:
+    """A worker that dies once its shard is complete has done what it was for."""
+    seen = Evidence(signal=11, flight=make.flight(shard=0, has_committed=True))
+
+    decision = _decide(make.observed(make.complete(0), workers=(make.worker(0, evidence=seen),)))
+
+    assert decision.status.last_failures == ()
+
+
 def test_done_and_intended_ends_are_no_failures() -> None:
     """A worker that found no work, or that we stopped, is not among the last failures."""
     ends = (Evidence(exit_code=0), Evidence(exit_code=143, intent=Intent.SCALE_DOWN))
@@ -336,7 +394,7 @@ def test_done_and_intended_ends_are_no_failures() -> None:
     decision = _decide(make.observed(workers=workers))
 
     assert decision.status.last_failures == ()
-    assert decision.status.restarts.by_class == {"Intended": 1}
+    assert decision.status.restarts.total == 0
 
 
 def test_an_orphan_of_an_earlier_coordinator_takes_no_slot() -> None:
