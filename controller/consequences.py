@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from contract.flight import Flight
 from contract.manifest import Attempt, Failure, Hints, Quarantined, ShardManifest, Strike
 from contract.names import ExitCode, FailureClass, QuarantineClass
-from contract.ranges import Ranges, count
+from contract.ranges import Ranges
 from contract.transitions import struck
 from controller.actions import ReleaseShard
 from controller.api import Backoff, FailurePolicy
@@ -130,10 +130,10 @@ def _condemned(
 ) -> tuple[Quarantined, ...]:
     """The record to quarantine: alone in flight, and struck often enough."""
     num_strikes = _worst(suspects, strikes)
-    if flight is None or flight.first_offset is None or count(suspects) != 1 or num_strikes < limit:
+    if not suspects or num_strikes < limit or flight is None or flight.first is None or flight.first_offset is None:
         return ()
-    if flight.next != (flight.first or 0) + 1:
-        return ()  # others were in flight beside it, though settled since
+    if flight.next != flight.first + 1:
+        return ()  # others were in flight beside it, settled since or not
     is_memory = verdict.failure_class is FailureClass.OUT_OF_MEMORY
     return (
         Quarantined(
