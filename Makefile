@@ -37,8 +37,10 @@ lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 
-bench: $(SETUP) ## measure on the CPU what packing gains
+bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints cost, a million records
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/checkpoint_cost.py
+	$(BIN)/python benchmarks/million_records.py
 
 bench-gpu: $(SETUP) ## measure ESM-2 650M and 3B on one GPU, beside a large GEMM of the same run (under 8 minutes)
 	$(BIN)/python benchmarks/gpu_esm2.py

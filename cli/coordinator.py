@@ -190,14 +190,15 @@ class Coordinator:
 
 
 def restored_memory(fields: dict[str, object]) -> RunMemory:
-    """The memory an earlier coordinator left; a fresh one when it left none, or one that cannot be read.
+    """The memory an earlier coordinator left, its breakers closed; a fresh one when it left none, or one that cannot be read.
 
-    Nothing hangs on it but counts: breakers and restart totals begin anew.
+    Whoever starts the command again has had a look and perhaps mended something; and nothing hangs on the memory but
+    counts: without it breakers and restart totals begin anew.
     """
     if not fields:
         return RunMemory()
     try:
-        return memory.from_fields(fields)
+        return memory.forgiven(memory.from_fields(fields))
     except Corrupt as error:
         logger.warning("the memory in coordinator.json cannot be read; counting anew", extra={"detail": str(error)})
         return RunMemory()

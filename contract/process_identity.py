@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class ProcessIdentity:
     """One process on one host."""
 
     boot: str
-    """Id of the host's boot (Linux), or the host's name."""
+    """Id of the host's boot and of the pid namespace (Linux: containers on one kernel share the former only), or the
+    host's name."""
     pid: int
     started: str
     """Start time in the system's own unit; only compared."""
@@ -63,7 +65,8 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 def _boot() -> str:
     try:
-        return _BOOT_ID.read_text().strip().replace("-", "")
+        namespace = "".join(filter(str.isdigit, str(_PID_NAMESPACE.readlink())))
+        return f"{_BOOT_ID.read_text().strip().replace('-', '')}-{namespace}"
     except OSError:
         return platform.node().replace(":", "-")
 

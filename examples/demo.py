@@ -39,7 +39,9 @@ TIMEOUT_S = 600.0
 
 def main() -> int:
     """Run the demo; exit code 0 when everything added up."""
-    parser = argparse.ArgumentParser(description="Embed real proteins, killing workers half-way, and verify the result.")
+    parser = argparse.ArgumentParser(
+        description="Embed real proteins, killing workers half-way, and verify the result."
+    )
     parser.add_argument("--model", choices=("kmer", "esm2"), default="kmer")
     model = parser.parse_args().model
     shutil.rmtree(DIRECTORY, ignore_errors=True)

@@ -24,6 +24,7 @@ class Gated:
         self._record_seconds = record_seconds
 
     def __call__(self, values: Sequence[str]) -> torch.Tensor:
+        """Rows [records, 3] of a batch."""
         if self._max_records is not None and len(values) > self._max_records:
             raise torch.OutOfMemoryError("CUDA out of memory (as said by a test)")
         time.sleep(self._record_seconds * len(values))

@@ -113,6 +113,11 @@ class ModelProcess:
         self._num_failed_loads = 0
         self.has_worked = False
         """Whether any batch ever came back with rows."""
+        self.busy_s = 0.0
+        """Seconds the model worked on batches that came back."""
+        self.idle_s = 0.0
+        """Seconds it waited between them; the load and the wait for the first batch are not among them."""
+        self._is_first = True
 
     @property
     def num_restarts(self) -> int:
@@ -173,6 +178,9 @@ class ModelProcess:
                 values = model_process.from_bytes(reply, self._connection.recv_bytes())
                 self._answered()
                 self.has_worked = True
+                self.busy_s += reply.busy_s
+                self.idle_s += 0.0 if self._is_first else reply.idle_s
+                self._is_first = False
                 return Rows(values=values, splits=reply.splits)
         except BlockingIOError:
             self._bury(self._kill_hanging())
@@ -209,7 +217,7 @@ class ModelProcess:
         process.start()
         theirs.close()
         _limit_transfers(ours, self._no_progress_seconds)
-        self._process, self._connection, self._is_loaded = process, ours, False
+        self._process, self._connection, self._is_loaded, self._is_first = process, ours, False, True
         self._waiting_since = time.monotonic()
         self._num_starts += 1
 
