@@ -190,7 +190,7 @@ class Coordinator:
 
 
 def restored_memory(fields: dict[str, object]) -> RunMemory:
-    """The memory an earlier coordinator left, its breakers closed; a fresh one when it left none, or one that cannot be read.
+    """The memory an earlier coordinator left, its breakers closed; a fresh one when there is none that can be read.
 
     Whoever starts the command again has had a look and perhaps mended something; and nothing hangs on the memory but
     counts: without it breakers and restart totals begin anew.

@@ -63,9 +63,11 @@ def write_input(*, limit: int | None) -> tuple[str, int]:
     if not PACKAGED.exists():
         install_proteins()
     is_packaged = PACKAGED.exists()
-    opened = gzip.open(PACKAGED, "rt") if is_packaged else SHIPPED.open()
     num_records = 0
-    with opened as lines, (DIRECTORY / "proteins.fasta").open("w") as target:
+    with (
+        gzip.open(PACKAGED, "rt") if is_packaged else SHIPPED.open() as lines,
+        (DIRECTORY / "proteins.fasta").open("w") as target,
+    ):
         for line in lines:
             num_records += line.startswith(">")
             if limit is not None and num_records > limit:
