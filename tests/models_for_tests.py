@@ -7,6 +7,7 @@ them. `on` is a text: the harm comes when a batch holds a value that contains it
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ def rows_of(values: Sequence[str]) -> torch.Tensor:
 
 
 def _segfault() -> None:
+    faulthandler.disable()  # pytest's: this one is meant
     ctypes.string_at(0)
 
 
@@ -84,14 +86,16 @@ HARMS: dict[str, Callable[[], None]] = {
 class Harmful:
     """Does `harm` when a value contains `on` (empty: always); returns rows otherwise."""
 
-    def __init__(self, harm: str, on: str, above_tokens: int | None, nan_on: str | None) -> None:
+    def __init__(self, harm: str, on: str, above_tokens: int | None, nan_on: str | None, copies: int) -> None:
         self._harm = HARMS[harm] if harm else None
         self._on = on
         self._above_tokens = above_tokens
         self._nan_on = nan_on
+        self._copies = copies
+        self.sample: Callable[[], list[str]] | None = None
 
     def __call__(self, values: Sequence[str]) -> torch.Tensor:
-        """[B, 3], or harm."""
+        """[B, 3 * copies], or harm."""
         if self._above_tokens is not None and sum(map(len, values)) > self._above_tokens:
             _run_out_of_memory()
         if self._harm is not None and any(self._on in value for value in values):
@@ -99,17 +103,27 @@ class Harmful:
         rows = rows_of(values)
         if self._nan_on is not None:
             rows[[self._nan_on in value for value in values]] = float("nan")
-        return rows
+        return rows.repeat(1, self._copies)
 
 
 def build(
-    harm: str = "", on: str = "", above_tokens: int | None = None, nan_on: str | None = None, starts: str = ""
+    *,
+    harm: str = "",
+    on: str = "",
+    above_tokens: int | None = None,
+    nan_on: str | None = None,
+    copies: int = 1,
+    sample: str = "",
+    starts: str = "",
 ) -> Harmful:
-    """The factory. `starts` names a file that gets one line for each start of the model process."""
+    """The factory. `sample` is what the warm-up encodes; `starts` names a file that gets a line for each start."""
     if starts:
         with open(starts, "a", encoding="utf-8") as file:  # noqa: PTH123
             file.write(f"{os.getpid()}\n")
-    return Harmful(harm, on, above_tokens, nan_on)
+    model = Harmful(harm, on, above_tokens, nan_on, copies)
+    if sample:
+        model.sample = lambda: [sample]
+    return model
 
 
 class PerToken:
