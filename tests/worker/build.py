@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from contract.store.memory import MemoryStore
 from contract.store.protocol import ObjectStore
 from tests.kill.one_worker import build_worker, write_plan
 from worker.batching import Item
-from worker.model_client import ModelProcess
+from worker.model_client import ModelProcess, Outcome
 from worker.run import Worker
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -129,22 +128,51 @@ def settings(output_uri: str = "memory://out", **changes: Any) -> WorkerSettings
     return replace(ordinary, **changes)
 
 
+class WatchedProcess(ModelProcess):
+    """A model process that keeps what was submitted and received, and calls `on_receive` after each look."""
+
+    def __init__(self, settings: ModelSettings, **options: Any) -> None:
+        super().__init__(settings, device="cpu", num_threads=1, context=FORK, **options)
+        self.submitted: list[tuple[list[Any], int]] = []
+        """Payloads of each batch, and how many batches were in the process already."""
+        self.outcomes: list[Outcome] = []
+        self.on_receive: Callable[[Outcome | None], None] = lambda _: None
+
+    def submit(self, payloads: Sequence[Any], *, is_fp32: bool = False) -> None:
+        """See ModelProcess."""
+        self.submitted.append((list(payloads), self.num_in_flight))
+        super().submit(payloads, is_fp32=is_fp32)
+
+    def receive(self, timeout_s: float) -> Outcome | None:
+        """See ModelProcess."""
+        outcome = super().receive(min(timeout_s, 0.02))
+        if outcome is not None:
+            self.outcomes.append(outcome)
+        self.on_receive(outcome)
+        return outcome
+
+
 @dataclass
 class SmallRun:
-    """A run over one FASTA file in a directory, and the workers on it."""
+    """A run over the FASTA file `in.fasta`, and the workers on it."""
 
     root: Path
     sequences: Sequence[str]
     settings: WorkerSettings = field(default_factory=settings)
     num_shards: int = 1
+    files: dict[str, bytes] = field(default_factory=dict)
+    """More input objects, by name; each is a shard of its own."""
 
     def __post_init__(self) -> None:
-        self.root.mkdir(exist_ok=True)
-        self.source = self.root / "in.fasta"
+        inputs = self.root / "in"
+        inputs.mkdir(parents=True)
+        self.source = inputs / "in.fasta"
         self.source.write_text("".join(f">r{number}\n{text}\n" for number, text in enumerate(self.sequences)))
+        for name, content in self.files.items():
+            (inputs / name).write_bytes(content)
         self.store = LocalStore(self.root / "out")
         self.plan = write_plan(
-            self.store, f"file://{self.source}", shard_bytes=-(-self.source.stat().st_size // self.num_shards)
+            self.store, f"file://{inputs}/", shard_bytes=-(-self.source.stat().st_size // self.num_shards)
         )
         self._num_workers = 0
 
@@ -158,8 +186,7 @@ class SmallRun:
             uid=uid,
             flight=self.root / f"{uid}.flight",
         )
-        built.model = process(built.settings.model, no_progress_seconds=built.settings.no_progress_seconds)
-        built.drain = threading.Event()
+        built.model = WatchedProcess(built.settings.model, no_progress_seconds=built.settings.no_progress_seconds)
         return built
 
     def manifest(self, number: int = 0) -> ShardManifest:
@@ -170,6 +197,10 @@ class SmallRun:
         """The committed checkpoints of a shard, loaded, in input order."""
         found = sorted(self.manifest(number).checkpoints, key=lambda entry: entry.first)
         return [torch.load(self.root / "out" / entry.key, weights_only=True) for entry in found]
+
+    def reasons(self, number: int = 0) -> list[str]:
+        """Why each committed checkpoint of a shard was written."""
+        return [content["metadata"]["reason"] for content in self.contents(number)]
 
     def rows(self) -> dict[str, tuple[float, ...]]:
         """Row of each id in all committed checkpoints; an id met twice fails the test."""
