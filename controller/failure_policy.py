@@ -214,7 +214,10 @@ def _verdict(failure_class: FailureClass, evidence: str, *, advice: str | None =
 def _done(case: _Case) -> Verdict | None:
     if case.manifest is not None and case.manifest.status is ShardStatus.COMPLETE:
         return _verdict(FailureClass.DONE, f"shard {case.manifest.shard} is complete")
-    if case.code == ExitCode.NO_WORK_LEFT and case.manifest is None:
+    # Its last words must say so too: a program that is none of our workers ends with 0 as well, each time it is started.
+    flight = case.seen.flight
+    has_said_so = flight is not None and flight.exit_code == ExitCode.NO_WORK_LEFT
+    if case.code == ExitCode.NO_WORK_LEFT and has_said_so and case.manifest is None:
         return _verdict(FailureClass.DONE, "exit 0, and it holds nothing")
     return None
 
@@ -365,9 +368,13 @@ def _transient(case: _Case) -> Verdict:
     if seen.intent in _CHARGED_INTENTS:
         advice = "raise workers.attemptTimeoutSeconds" if seen.intent is Intent.ATTEMPT_TIMEOUT else None
         return _verdict(FailureClass.TRANSIENT, f"we stopped it ({seen.intent})", advice=advice)
-    if case.code == 0:
-        assert case.manifest is not None
+    if case.code == 0 and case.manifest is not None:
         return _verdict(FailureClass.TRANSIENT, f"exit 0, though it holds shard {case.manifest.shard}")
+    if case.code == 0:
+        advice = (
+            "look whether the image and its command start our worker, and whether the model's module ends the process"
+        )
+        return _verdict(FailureClass.TRANSIENT, "exit 0 without the last words of a worker", advice=advice)
     if case.code is not None:
         return _verdict(FailureClass.TRANSIENT, case.told(f"exit {case.code}"))
     reason = seen.waiting_reason or seen.pod_reason or seen.container_reason or "no evidence at all"

@@ -35,7 +35,7 @@ BATCH = make.flight(10, 20)
 
 CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
     FailureClass.DONE: [
-        ("exit 0 with nothing held", Evidence(exit_code=0), None),
+        ("exit 0 with nothing held", Evidence(exit_code=0, flight=make.flight(shard=None, exit_code=0)), None),
         ("its shard is complete", Evidence(exit_code=139), make.complete()),
         (
             "completed, then refused at a kubelet restart",
@@ -211,7 +211,9 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         ("an exception", Evidence(exit_code=1, messages=("KeyError: 'x'",)), HELD),
         ("SIGSEGV without a batch", Evidence(exit_code=139, flight=make.flight()), HELD),
         ("SIGSEGV in an earlier epoch's batch", Evidence(exit_code=139, flight=make.flight(1, 2, epoch=9)), HELD),
-        ("exit 0 while holding a shard", Evidence(exit_code=0), HELD),
+        ("exit 0 while holding a shard", Evidence(exit_code=0, flight=make.flight(exit_code=0)), HELD),
+        ("exit 0 of something that is no worker", Evidence(exit_code=0), None),
+        ("a user's module ended the process", Evidence(exit_code=0, flight=make.flight(shard=None)), None),
         ("attempt timeout, drained", Evidence(exit_code=143, intent=Intent.ATTEMPT_TIMEOUT), HELD),
         ("stalled, killed", Evidence(signal=9, intent=Intent.STALLED), HELD),
         ("nothing known at all", Evidence(), HELD),
@@ -240,8 +242,10 @@ def test_the_cases_cover_every_class() -> None:
 
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_every_exit_code_of_the_table_has_its_class(code: ExitCode) -> None:
-    """The one table of exit codes leads to the class it promises when nothing else is known."""
-    assert classify(Evidence(exit_code=int(code))).failure_class is EXIT_CLASSES[code]
+    """The one table of exit codes leads to the class it promises when the worker's last words are all that is known."""
+    seen = Evidence(exit_code=int(code), flight=make.flight(shard=None, exit_code=int(code)))
+
+    assert classify(seen).failure_class is EXIT_CLASSES[code]
 
 
 @pytest.mark.parametrize(

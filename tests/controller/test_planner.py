@@ -348,7 +348,7 @@ def test_a_restart_is_counted_in_one_place_though_its_shard_comes_to_light_late(
 def test_a_worker_that_committed_clears_its_node() -> None:
     """A probe that comes and goes between two looks has still shown that the node works."""
     node = NodeBreaker(node="node-a", scores=((make.NOW, 3),), avoided_until=make.NOW)
-    seen = Evidence(exit_code=0, ran_s=60, flight=make.flight(shard=None, has_committed=True))
+    seen = Evidence(exit_code=0, ran_s=60, flight=make.flight(shard=None, exit_code=0, has_committed=True))
     look = make.observed(workers=(make.worker(0, evidence=seen),))
 
     assert _decide(look, memory=RunMemory(nodes=(node,)), now=make.later(61)).memory.nodes == ()
@@ -388,7 +388,10 @@ def test_a_crash_right_after_the_last_commit_is_no_failure() -> None:
 
 def test_done_and_intended_ends_are_no_failures() -> None:
     """A worker that found no work, or that we stopped, is not among the last failures."""
-    ends = (Evidence(exit_code=0), Evidence(exit_code=143, intent=Intent.SCALE_DOWN))
+    ends = (
+        Evidence(exit_code=0, flight=make.flight(shard=None, exit_code=0)),
+        Evidence(exit_code=143, intent=Intent.SCALE_DOWN),
+    )
     workers = tuple(make.worker(slot, evidence=seen) for slot, seen in enumerate(ends))
 
     decision = _decide(make.observed(workers=workers))

@@ -415,7 +415,9 @@ class World:
             first_id=str(first),
             has_claimed=held is not None or worker.has_committed,
             has_committed=worker.has_committed,
-            exit_code={"exit75": 75, "exit76": 76, "gpu": 77, "drained": 143}.get(worker.cause),
+            exit_code={"done": 0, "exit75": 75, "exit76": 76, "gpu": 77, "fenced": 79, "drained": 143}.get(
+                worker.cause
+            ),
         )
         return replace(
             EVIDENCE[worker.cause],
