@@ -21,6 +21,7 @@ from contract.store.local import LocalStore
 from contract.store.memory import MemoryStore
 from contract.store.protocol import ObjectStore
 from tests.kill.one_worker import build_worker, write_plan
+from tests.models_for_tests import row_of
 from worker.batching import Item
 from worker.model_client import ModelProcess, Outcome
 from worker.run import Worker
@@ -219,3 +220,32 @@ class SmallRun:
             for number in range(len(self.plan.shards))
             for entry in self.manifest(number).quarantined
         }
+
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def proteins(num_records: int) -> list[str]:
+    """Sequences of 3 to 20 letters, no two alike, none with an X."""
+    return [
+        LETTERS[number % 20] * (1 + number % 7)
+        + LETTERS[number // 20 % 20]
+        + "MKVA"[: 1 + number % 4] * (number % 4 + 1)
+        for number in range(num_records)
+    ]
+
+
+def expected_rows(sequences: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """What a model of `tests.models_for_tests` gives for every record that it can embed."""
+    return {f"r{number}": tuple(row_of(text)) for number, text in enumerate(sequences)}
+
+
+def without(rows: dict[str, tuple[float, ...]], *names: str) -> dict[str, tuple[float, ...]]:
+    """All rows but these."""
+    return {name: row for name, row in rows.items() if name not in names}
+
+
+def ticking(step_s: float = 1.0) -> Callable[[], float]:
+    """A clock that moves by a step each time it is looked at."""
+    ticks = count()
+    return lambda: next(ticks) * step_s

@@ -24,7 +24,7 @@ def start_process() -> Iterator[Callable[..., ModelProcess]]:
         return made[-1]
 
     yield start
-    for one in made:
+    for one in reversed(made):
         one.close()
 
 
@@ -42,6 +42,6 @@ def small_run(tmp_path: Path) -> Iterator[Callable[..., SmallRun]]:
         return Watched(tmp_path / name, sequences, **options)
 
     yield make
-    for worker in workers:
+    for worker in reversed(workers):  # a later fork holds the earlier ones' pipes open
         worker.model.close()
         worker.recorder.close()
