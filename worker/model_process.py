@@ -16,8 +16,9 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,7 +28,7 @@ from contract.errors import InferenceRunError
 from contract.names import ExitCode
 from contract.settings import ModelSettings
 from worker.models.protocol import Encoder, Rows
-from worker.models.registry import load_encoder
+from worker.models.registry import load_encoder, resolved_device
 
 QUEUE_LENGTH = 2
 """Batches waiting on either side of the device: one computing, one ready."""
@@ -65,6 +66,10 @@ class Encoded:
     shape: tuple[int, ...]
     dtype: torch.dtype
     splits: tuple[int, ...] | None
+    busy_s: float = 0.0
+    """Seconds the model worked on this batch."""
+    idle_s: float = 0.0
+    """Seconds since the batch before: waiting for work, or for room to put its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def serve(
     # Before the model is loaded, so that even a load that hangs ends with the parent.
     incoming: queue.Queue[Work] = queue.Queue(QUEUE_LENGTH)
     threading.Thread(target=_receive, args=(connection, incoming), daemon=True, name="receive").start()
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = str(resolved_device(device))
     try:
         encoder = load_encoder(settings, device=chosen)
         encoder.warm_up()
@@ -134,8 +139,14 @@ def _answer(connection: Connection, encoder: Encoder, incoming: queue.Queue[Work
     outgoing: queue.Queue[tuple[Any, memoryview | None] | None] = queue.Queue(QUEUE_LENGTH)
     sender = threading.Thread(target=_send, args=(connection, outgoing), daemon=True, name="send")
     sender.start()
+    ended = time.monotonic()
     while True:
-        reply, body = _encode(encoder, incoming.get())
+        work = incoming.get()
+        started = time.monotonic()
+        reply, body = _encode(encoder, work)
+        if isinstance(reply, Encoded):
+            reply = replace(reply, busy_s=time.monotonic() - started, idle_s=started - ended)
+        ended = time.monotonic()
         outgoing.put((reply, body))
         if isinstance(reply, DeviceError):
             break
