@@ -8,16 +8,16 @@ that still do, releases the shards of the dead, and goes on.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from cli.coordinator_lock import CoordinatorLock
+from cli.interrupts import Interrupts
 from cli.processes import ProcessTable
 from contract import settings
-from contract.errors import Corrupt, Fenced
+from contract.errors import Corrupt
 from contract.manifest import ShardManifest
 from contract.names import Phase
 from controller import api, memory
@@ -74,32 +74,30 @@ class Coordinator:
     environment: Callable[[int], dict[str, str]]
     """Environment of the worker in a slot: which device it sees, how many threads it may use."""
     grace: timedelta
-    wake: threading.Event
-    """Set when a process ends or a signal comes."""
-    interrupted: Callable[[], int]
-    """How often the user has asked to stop."""
+    interrupts: Interrupts
 
     def work(self) -> Turn:
         """Turn until the run has ended, or everything has drained after an interrupt; returns the last turn.
 
         Raises:
-            Fenced: another coordinator has taken over; our workers have been drained.
+            Fenced: another coordinator has taken over.
+            StoreError: the store does not answer, or refuses.
+        In each case, and whatever else happens, the workers have been drained before.
         """
-        self._adopt_orphans()
         try:
+            self._adopt_orphans()
             while True:
-                turn, requeue_s = self._turn()
+                turn, requeue_s = self._turn(may_start=not self.interrupts.count)
                 if turn.status.phase in ENDED and self.processes.num_live == 0:
                     return turn
-                if self.interrupted():
-                    return self._drain(Intent.COORDINATOR_STOPPED)
-                self.wake.wait(min(requeue_s, TURN_S))
-                self.wake.clear()
-        except Fenced:
-            self._wait_for_workers(Intent.COORDINATOR_STOPPED)
+                if self.interrupts.count:
+                    return self._drain()
+                self.interrupts.wait(min(requeue_s, TURN_S))
+        except Exception:
+            self._wait_for_workers()
             raise
 
-    def _turn(self, *, may_start: bool = True) -> tuple[Turn, float]:
+    def _turn(self, *, may_start: bool) -> tuple[Turn, float]:
         now = self.now()
         generation = self.opened.record.generation
         # Manifests before processes: a worker that starts in between holds nothing that was read.
@@ -173,20 +171,20 @@ class Coordinator:
         owners = [found.owner for found in manifests.values() if found.owner is not None]
         self.processes.adopt(owners, now=self.now())
 
-    def _drain(self, intent: Intent) -> Turn:
-        self.display.note("stopping: workers commit what is finished; interrupt again to kill them")
-        self._wait_for_workers(intent)
+    def _drain(self) -> Turn:
+        if self.processes.num_live:
+            self.display.note("stopping: workers commit what is finished; interrupt again to kill them")
+        self._wait_for_workers()
         turn, _ = self._turn(may_start=False)
         return turn
 
-    def _wait_for_workers(self, intent: Intent) -> None:
-        self.processes.stop_all(intent, self.now())
+    def _wait_for_workers(self) -> None:
+        self.processes.stop_all(Intent.COORDINATOR_STOPPED, self.now())
         while self.processes.num_live:
-            if self.interrupted() > 1:
+            if self.interrupts.count > 1:
                 self.processes.kill_all()
             self.processes.kill_overdue(self.now())
-            self.wake.wait(TURN_S / 4)
-            self.wake.clear()
+            self.interrupts.wait(TURN_S / 4)
 
 
 def restored_memory(fields: dict[str, object]) -> RunMemory:

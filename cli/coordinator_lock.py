@@ -102,7 +102,7 @@ class CoordinatorLock:
             raise AlreadyCoordinated(
                 f"{self._committer.store.uri} is being worked on by {reason}; wait for it or stop it, then run this again"
             )
-        self._current, self._etag = found, stored.etag
+        self._etag = stored.etag
         self._put(found, memory=found.memory, holder=self._me, now=now)
         return found.memory
 
@@ -112,9 +112,9 @@ class CoordinatorLock:
         self._put(self._current, memory=memory, holder=self._me, now=now)
 
     def release(self, now: datetime) -> None:
-        """Leave in good order: the next coordinator need not wait."""
-        if self._current is not None:
-            self._put(self._current, memory=self._current.memory, holder=None, now=now)
+        """Leave in good order: the next coordinator need not wait, wherever it runs. Raises as `save` does."""
+        assert self._current is not None, "release before acquire"
+        self._put(self._current, memory=self._current.memory, holder=None, now=now)
 
     def is_due(self, memory: dict[str, Any], now: datetime) -> bool:
         """Whether there is something to save."""

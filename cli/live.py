@@ -25,11 +25,12 @@ LINE_EVERY = timedelta(seconds=5)
 def progress_line(status: RunStatus) -> str:
     """One line that says how far the run is."""
     progress, shards = status.progress, status.shards
+    why = f"; {printable(status.message)}" if status.message else ""
     return (
         f"{status.phase}: {progress.percent} %, {progress.records} records, {progress.records_per_second}/s, "
         f"ETA {duration_text(progress.eta_s)}; shards {shards.complete}/{shards.total} complete, {shards.failed} failed; "
         f"workers {status.workers.active}/{status.workers.desired}; quarantined {status.quarantined}; "
-        f"restarts {status.restarts.total}"
+        f"restarts {status.restarts.total}{why}"
     )
 
 
