@@ -6,6 +6,7 @@ judges: exit status or signal, flight recorder, the kernel's out-of-memory count
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -80,7 +81,8 @@ class ProcessTable:
         ours, theirs = os.pipe()
         with self.log_path(name).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                # -P: no file in the user's directory, a worker.py say, may stand in for an installed package.
+                [sys.executable, "-P", "-m", "worker"],
                 env={
                     **os.environ,
                     **environment,
@@ -132,14 +134,16 @@ class ProcessTable:
             )
 
     def stop(self, uid: str, intent: Intent, now: datetime) -> None:
-        """Ask a worker to drain: say on its lifeline that this is intended, then SIGTERM; SIGKILL after the grace period."""
+        """Ask a worker to drain: say on its lifeline what to do with its shard, then SIGTERM; SIGKILL after the grace."""
         worker = self._workers.get(uid)
         if worker is None or worker.has_ended() or worker.kill_at is not None:
             return
         worker.intent = intent
         worker.kill_at = now + self._grace
         if worker.lifeline is not None:
-            os.write(worker.lifeline, b"d")
+            with contextlib.suppress(BrokenPipeError):  # it ends at this very moment
+                is_charged = intent in {Intent.ATTEMPT_TIMEOUT, Intent.STALLED}
+                os.write(worker.lifeline, names.LIFELINE_KEEP if is_charged else names.LIFELINE_RELEASE)
         _signal(worker.identity, signal.SIGTERM)
 
     def stop_all(self, intent: Intent, now: datetime) -> None:
@@ -216,7 +220,8 @@ class ProcessTable:
 def _signal(identity: ProcessIdentity, number: signal.Signals) -> None:
     """Send a signal to this very process; one that has gone, or whose id belongs to another by now, gets none."""
     if process_identity.is_alive(identity):
-        os.kill(identity.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # an orphan is not our child, so it may be gone by now
+            os.kill(identity.pid, number)
 
 
 def _read_flight(path: Path) -> flight.Flight | None:

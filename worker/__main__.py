@@ -45,8 +45,15 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 def main() -> int:
     """Run one worker to its end; returns its exit code."""
     drain = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: drain.set())
-    signal.signal(signal.SIGINT, lambda *_: drain.set())
+
+    def on_signal(*_: object) -> None:
+        # Once only: a second signal inside set() would wait for ever for the lock that set() holds.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        drain.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     environment = os.environ
     path = Path(environment.get(names.ENV_TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
     with FlightRecorder(path) as recorder:
@@ -101,6 +108,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
         },
         drain=drain,
         drain_class=lambda: FailureClass.INTENDED if lifeline.is_intended else FailureClass.SPOT_EVICTION,
+        keeps_shard=lambda: lifeline.keeps_shard,
     )
     try:
         return worker.run()
@@ -130,16 +138,17 @@ def _num_threads(environment: os._Environ[str]) -> int | None:
 
 
 class Lifeline:
-    """A pipe from the local coordinator: a byte says that the drain to come is intended; its end, that it is gone."""
+    """A pipe from the local coordinator: a byte says what the drain to come is; its end, that the coordinator is gone."""
 
     def __init__(self, descriptor: str | None, drain: threading.Event) -> None:
         self.is_intended = False
+        self.keeps_shard = False
         self._drain = drain
         if descriptor is not None:
             threading.Thread(target=self._watch, args=(int(descriptor),), daemon=True, name="lifeline").start()
 
     def _watch(self, descriptor: int) -> None:
-        os.read(descriptor, 1)
+        self.keeps_shard = os.read(descriptor, 1) == names.LIFELINE_KEEP
         # Said or gone: either way nobody evicted this worker.
         self.is_intended = True
         self._drain.set()

@@ -3,7 +3,7 @@
 The parent process runs this: store, manifest, reading ahead, checkpoints, signals. The model process runs the model and
 nothing else. What may end a shard early, and what becomes of its finished rows:
 
-    drain (SIGTERM)         finished rows are committed, the shard is released; exit 143
+    drain (SIGTERM)         finished rows are committed, the shard is released (timeouts: stays ours); exit 143
     bad input object        sound records before the damage are committed, the shard is marked failed, the next is claimed
     model, device, memory   finished rows are committed, the shard stays ours: whoever finds us dead judges and releases it
     input store             finished rows are committed, as above
@@ -66,6 +66,8 @@ class Worker:
     """Set by the signal handler: take no more batches, commit, release, leave."""
     drain_class: Callable[[], FailureClass] = lambda: FailureClass.SPOT_EVICTION
     """What a drain is accounted as: an eviction, unless whoever asked said otherwise."""
+    keeps_shard: Callable[[], bool] = lambda: False
+    """Whether whoever asked for the drain charges the shard with it, and so releases it himself."""
     clock: Callable[[], float] = time.monotonic
     _buffer: BytesIO = field(default_factory=BytesIO)
     _recorder_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -134,7 +136,7 @@ class Worker:
             raise
         if held.current.is_final:
             logger.info("shard complete", extra={"shard": held.current.shard, "num_records": held.current.records})
-        elif self.drain.is_set():
+        elif self.drain.is_set() and not self.keeps_shard():
             give_back(held, failure_class=self.drain_class(), evidence="drained on SIGTERM", now=self.now())
 
     def _open_session(self, shards: Plan, held: HeldShard) -> ShardSession:
