@@ -115,8 +115,9 @@ def serve(
     # Before the model is loaded, so that even a load that hangs ends with the parent.
     incoming: queue.Queue[Work] = queue.Queue(QUEUE_LENGTH)
     threading.Thread(target=_receive, args=(connection, incoming), daemon=True, name="receive").start()
-    chosen = str(resolved_device(device))
+    chosen = device
     try:
+        chosen = str(resolved_device(device))
         encoder = load_encoder(settings, device=chosen)
         encoder.warm_up()
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -265,6 +265,24 @@ def test_a_second_look_that_fails_is_an_answer_too() -> None:
     assert script.runs == [[1], [1]]
 
 
+def test_a_second_look_that_dies_once_is_repeated_and_kept_in_the_stored_dtype() -> None:
+    """NaN in float16, then a death, then finite rows in fp32: stored as float16."""
+    answers: list[Outcome] = [DIED, Rows(values=torch.ones(1, 2), splits=None)]
+    looks: list[bool] = []
+
+    def run(_: tuple[Item, ...], *, is_fp32: bool = False) -> Outcome:
+        looks.append(is_fp32)
+        return answers.pop(0)
+
+    one = Isolator(run, dtype=torch.float16)
+
+    (piece,) = one.resolve(items([0]), Rows(values=torch.full((1, 2), torch.nan, dtype=torch.float16), splits=None))
+
+    assert looks == [True, True]
+    assert isinstance(piece, Finished)
+    assert piece.rows.values.dtype is torch.float16
+
+
 def test_rows_of_a_batch_that_was_not_sound_are_no_views() -> None:
     """torch.save writes a view's whole storage: the refused rows would be in the file."""
     pieces = resolved(Script({2: NAN}), items(range(4)))

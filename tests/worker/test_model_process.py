@@ -20,7 +20,7 @@ from contract.process_identity import identity_of
 from contract.settings import ModelSettings, RowKind
 from contract.store.errors import Unavailable
 from tests.models_for_tests import build_per_token, rows_of
-from tests.worker.build import model, process
+from tests.worker.build import FORK, model, process
 from worker import model_process
 from worker.model_client import LOAD_TRIES, Died, ModelProcess, Outcome, Rows
 from worker.model_process import DidNotFit, Raised
@@ -244,6 +244,16 @@ def test_a_load_that_can_never_work_ends_at_once(
     with pytest.raises(error, match=message):
         answer(child)
     assert (child.num_restarts, child.pid) == (0, None)
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:99", "is not there"), ("abacus", "is unknown")])
+def test_a_device_that_is_not_there_ends_at_once(device: str, message: str) -> None:
+    """Permanent too, and said in words, not as a process that died."""
+    child = ModelProcess(model(), device=device, context=FORK)
+    child.submit(["A"])
+
+    with pytest.raises(ModelError, match=message):
+        answer(child)
 
 
 def test_a_process_that_dies_while_loading_is_tried_three_times(start_process: Start, tmp_path: Path) -> None:

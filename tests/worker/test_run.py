@@ -103,12 +103,24 @@ def test_a_drain_keeps_every_finished_batch(small_run: MakeRun, number: int) -> 
     assert len(run.manifest().attempts) == 1
 
 
-@pytest.mark.parametrize("harm", ["raise", "segfault"])
-@pytest.mark.parametrize("number", range(2, 14, 3))
-def test_a_drain_while_a_batch_is_taken_apart_leaves_no_hole(small_run: MakeRun, harm: str, number: int) -> None:
-    """No time is left for what fails: what was resolved is committed up to the first open record, and nothing behind it."""
+@pytest.mark.parametrize(
+    ("harm", "grace_seconds", "numbers"),
+    [("raise", 0.0, range(2, 14, 3)), ("segfault", 0.0, range(2, 14, 3)), ("raise", 30.0, range(4))],
+    ids=["raise", "segfault", "raise, with time left"],
+)
+def test_a_drain_around_a_batch_that_fails_leaves_no_hole(
+    small_run: MakeRun, harm: str, grace_seconds: float, numbers: range
+) -> None:
+    """Before, in and after it: what was resolved is committed up to the first open record, and nothing behind it."""
+    for number in numbers:
+        drained_around_a_failure(small_run, harm, grace_seconds, number)
+
+
+def drained_around_a_failure(small_run: MakeRun, harm: str, grace_seconds: float, number: int) -> None:
+    """One run whose worker is asked to leave after so many outcomes, and its completion by another."""
     sequences = [f"X{text}" if place in {13, 14} else text for place, text in enumerate(SEQUENCES)]
-    run = small_run(sequences, settings=settings(model=model(harm=harm, on="X"), grace_seconds=0.0))
+    own = settings(model=model(harm=harm, on="X"), grace_seconds=grace_seconds)
+    run = small_run(sequences, name=f"after-{number}", settings=own)
     worker = run.worker()
     after_outcomes(worker, number, worker.drain.set)
 
@@ -121,6 +133,29 @@ def test_a_drain_while_a_batch_is_taken_apart_leaves_no_hole(small_run: MakeRun,
     complete_with(run)
     assert run.quarantine() == {"r13": "PoisonInput", "r14": "PoisonInput"}
     assert run.rows() == without(expected_rows(sequences), "r13", "r14")
+
+
+def test_a_drain_takes_nothing_behind_a_batch_that_failed(small_run: MakeRun) -> None:
+    """The first of the two in the process raises, the other is fine: its rows would lie behind a hole."""
+    sequences = [f"X{text}" if place == 10 else text for place, text in enumerate(SEQUENCES)]
+    run = small_run(sequences, settings=settings(model=model(harm="raise", on="X")))
+    worker = run.worker()
+    receive = worker.model.receive
+
+    def interrupted(timeout_s: float) -> Outcome | None:
+        if len(worker.model.submitted) == 4 and not worker.drain.is_set():
+            worker.drain.set()
+            return None
+        return receive(timeout_s)
+
+    worker.model.receive = interrupted
+
+    code = worker.run()
+
+    batches = [payloads for payloads, _ in worker.model.submitted]
+    assert code is ExitCode.DRAINED
+    assert any(text.startswith("X") for text in batches[2])
+    assert run.manifest().done == ((0, len(batches[0] + batches[1])),)
 
 
 def test_a_drain_does_not_wait_for_a_batch_that_hangs(small_run: MakeRun) -> None:
