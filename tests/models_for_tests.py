@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -118,7 +119,7 @@ def build(
 ) -> Harmful:
     """The factory. `sample` is what the warm-up encodes; `starts` names a file that gets a line for each start."""
     if starts:
-        with open(starts, "a", encoding="utf-8") as file:  # noqa: PTH123
+        with Path(starts).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
     model = Harmful(harm, on, above_tokens, nan_on, copies)
     if sample:
@@ -159,7 +160,7 @@ def build_out_of_memory() -> Harmful:
 
 def build_slowly(gate: str) -> Harmful:
     """A factory that loads until the file `gate` exists."""
-    while not os.path.exists(gate):  # noqa: PTH110
+    while not Path(gate).exists():
         time.sleep(0.005)
     return build()
 

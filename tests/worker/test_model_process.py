@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from contract.errors import GpuHardwareError, ModelError, ModelProcessDied, OutOfMemory
+from contract.errors import GpuHardwareError, ModelError, ModelProcessDied, NoProgress, OutOfMemory
 from contract.process_identity import identity_of
 from contract.settings import ModelSettings, RowKind
 from contract.store.errors import Unavailable
 from tests.models_for_tests import build_per_token, rows_of
 from tests.worker.build import FORK, model, process
-from worker import model_process
+from worker import model_client, model_process
 from worker.model_client import LOAD_TRIES, Died, ModelProcess, Outcome, Rows
 from worker.model_process import DidNotFit, Raised
 
@@ -51,13 +51,18 @@ def rows(outcome: Outcome) -> torch.Tensor:
     return outcome.values
 
 
-def wait_until_gone(pid: int, *, timeout_s: float = 20.0) -> None:
-    """Fails the test when the process is still there in the end."""
+def wait_until(is_so: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    """Fails the test when it does not become so."""
     never = threading.Event()
     deadline = time.monotonic() + timeout_s
-    while identity_of(pid) is not None:
-        assert time.monotonic() < deadline, f"process {pid} lives on"
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
         never.wait(0.01)
+
+
+def wait_until_gone(pid: int) -> None:
+    """Fails the test when the process is still there in the end."""
+    wait_until(lambda: identity_of(pid) is None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -154,16 +159,18 @@ def test_a_death_is_reported_for_each_batch_in_flight_and_the_next_one_starts_ag
 
 
 def test_a_process_that_died_idle_is_found_by_the_next_batch(start_process: Start) -> None:
-    """Killed from outside between two batches: the batch is reported as died, the one after works."""
+    """Killed from outside between two batches: both that are then handed over died, the one after them works."""
     child = start_process(model())
     ask(child, "A")
     os.kill(child.pid or 0, signal.SIGKILL)
-    wait_until_gone(child.pid or 0)
+    assert child._connection.poll(20)  # the end of the pipe
 
-    death, after = ask(child, "CC"), ask(child, "CC")
+    child.submit(["CC"])
+    child.submit(["CC"])
+    deaths = [answer(child), answer(child)]
+    after = ask(child, "CC")
 
-    assert isinstance(death, Died)
-    assert death.was_killed
+    assert all(isinstance(death, Died) and death.was_killed for death in deaths), deaths
     assert torch.equal(rows(after), rows_of(["CC"]))
 
 
@@ -216,14 +223,32 @@ def test_sending_to_a_process_that_takes_nothing_ends_after_the_no_progress_time
 
 
 def test_receiving_from_a_process_that_stops_halfway_ends_after_the_no_progress_timeout(start_process: Start) -> None:
-    """Large rows are half-way through the pipe when the next batch hangs in native code: the receive ends."""
-    child = start_process(model(harm="native-hang", on="BAD", copies=BIG // 12), no_progress_seconds=0.4)
+    """The process stops with large rows half-way through the pipe: the receive ends, and both batches died."""
+    child = start_process(model(copies=BIG // 12), no_progress_seconds=0.4)
+    ask(child, "A")
     child.submit(["A"])
-    child.submit(["BAD"])
+    child.submit(["CC"])
+    assert child._connection.poll(20)
+    os.kill(child.pid or 0, signal.SIGSTOP)
 
     deaths = [answer(child), answer(child)]
 
     assert all(isinstance(death, Died) and death.did_hang for death in deaths), deaths
+
+
+def test_a_process_that_cannot_even_be_killed_ends_the_worker(
+    start_process: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hangs in its driver: another start would meet the same device, so another node must do it."""
+    child = start_process(model(harm="hang", on="BAD"), no_progress_seconds=0.2)
+    ask(child, "A")
+    child.submit(["BAD"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_client, "KILL_WAIT_S", 0.05)
+        patch.setattr(type(child._process), "kill", lambda _: None)
+        with pytest.raises(NoProgress, match="cannot be killed"):
+            answer(child)
 
 
 @pytest.mark.parametrize(
