@@ -32,12 +32,11 @@ from contract.settings import CheckpointSettings, ModelSettings, WorkerSettings
 from contract.store.commit import Committer
 from contract.store.inputs import list_inputs
 from contract.store.local import LocalStore
-from contract.store.open import open_store, split_object_uri
 from worker.flight_recorder import FlightRecorder
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
-from worker.records.source import StoreSource
+from worker.records.source import open_source
 from worker.run import Worker
 
 GOAL = 0.02
@@ -64,8 +63,7 @@ def one_round(directory: Path, model: ModelProcess, checkpoint: CheckpointSettin
         model=MODEL,
         checkpoint=checkpoint,
     )
-    source_root, key = split_object_uri(objects[0].uri)
-    source = StoreSource(open_store(source_root), key, uri=objects[0].uri, size=objects[0].size, etag=objects[0].etag)
+    source = open_source(objects[0])
     busy_s, idle_s = model.busy_s, model.idle_s
     with FlightRecorder(root / "flight") as recorder:
         worker = Worker(

@@ -26,14 +26,14 @@ from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
 from contract.process_identity import own_identity
 from contract.store.commit import Committer
-from contract.store.open import open_store, split_object_uri
+from contract.store.open import open_store
 from worker import logs
 from worker.flight_recorder import FlightRecorder
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
 from worker.records.record import Record
-from worker.records.source import StoreSource
+from worker.records.source import open_source
 from worker.run import Worker
 from worker.shards import Resume
 
@@ -118,9 +118,8 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
 
 def _read(options: settings.WorkerSettings, plan: Plan, manifest: ShardManifest, resume: Resume) -> Iterator[Record]:
     planned = next(item for item in plan.objects if item.uri == manifest.object)
-    root, key = split_object_uri(planned.uri)
     return read_records(
-        StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag),
+        open_source(planned),
         fmt=plan.format,
         compression=planned.compression,
         start=manifest.start,

@@ -24,7 +24,7 @@ from contract.store.open import open_store, split_object_uri
 from contract.store.protocol import ObjectStore
 from worker.records.open import read_records
 from worker.records.record import Record
-from worker.records.source import StoreSource
+from worker.records.source import open_source
 
 WIDTH = 6
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -154,9 +154,8 @@ def make_output(
 
 def records_of(shards: Plan, shard: Shard) -> Iterable[Record]:
     """The shard's records, as a worker reads them."""
-    root, key = split_object_uri(shard.object)
     planned = next(item for item in shards.objects if item.uri == shard.object)
-    source = StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag)
+    source = open_source(planned)
     return read_records(source, fmt=shards.format, compression=shard.compression, start=shard.start, end=shard.end)
 
 

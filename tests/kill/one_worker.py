@@ -21,13 +21,12 @@ from contract.settings import CheckpointSettings, ModelSettings, WorkerSettings
 from contract.store.commit import Committer
 from contract.store.inputs import list_inputs
 from contract.store.local import LocalStore
-from contract.store.open import open_store, split_object_uri
 from contract.store.protocol import ObjectStore
 from worker.flight_recorder import FlightRecorder
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
-from worker.records.source import StoreSource
+from worker.records.source import open_source
 from worker.run import Worker
 
 
@@ -59,9 +58,8 @@ def build_worker(store: ObjectStore, settings: WorkerSettings, *, uid: str, flig
 
     def read(shards, manifest, resume):
         planned = next(item for item in shards.objects if item.uri == manifest.object)
-        root, key = split_object_uri(planned.uri)
         return read_records(
-            StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag),
+            open_source(planned),
             fmt=shards.format,
             compression=planned.compression,
             start=manifest.start,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from contract.errors import InvalidInput
+from contract.plan import InputObject
 from contract.store.commit import Patience
 from contract.store.errors import NotFound, Unavailable
+from contract.store.open import open_store, split_object_uri
 from contract.store.protocol import ObjectStore, Stored
 
 _REMEDY = "start a new generation (resume: Restart), and leave input objects alone while a run reads them"
@@ -76,3 +78,9 @@ class StoreSource:
         if len(stored.body) != end - start:  # the planned object has these bytes: the reply was cut
             raise Unavailable(self._key, f"got {len(stored.body)} of the {end - start} bytes [{start}, {end})")
         return stored
+
+
+def open_source(planned: InputObject) -> StoreSource:
+    """The planned object in its own store. Opens no connection."""
+    root, key = split_object_uri(planned.uri)
+    return StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag)

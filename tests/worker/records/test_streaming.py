@@ -9,11 +9,11 @@ import pytest
 from contract.errors import InvalidInput
 from contract.plan import Compression, InputFormat, cut
 from contract.store.inputs import list_inputs
-from contract.store.open import open_store, split_object_uri
+from contract.store.open import open_store
 from tests.worker.records.stored import URI, MemorySource, bgzf, read
 from worker.records import split
 from worker.records.open import read_records
-from worker.records.source import StoreSource
+from worker.records.source import open_source
 
 
 class EndlessFasta:
@@ -104,8 +104,7 @@ def test_block_gzip_in_s3_is_listed_cut_and_read_whole(s3_uri: str) -> None:
 
     objects = list_inputs([f"{s3_uri}/in/*.gz"], shard_bytes=100)
     plan = cut(objects, generation=1, fmt=InputFormat.FASTA, shard_bytes=100)
-    root, key = split_object_uri(objects[0].uri)
-    source = StoreSource(open_store(root), key, uri=objects[0].uri, size=objects[0].size, etag=objects[0].etag)
+    source = open_source(objects[0])
     records = [
         record
         for shard in plan.shards
