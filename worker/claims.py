@@ -7,7 +7,8 @@ stays its owner's until the owner gives it back, or until the controller, which 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +23,9 @@ from worker.held_shard import HeldShard
 from worker.shards import claim_order
 
 logger = logging.getLogger(__name__)
+
+READERS = 16
+"""Manifests read at once. A worker that comes late meets thousands of final ones before an open one, at 30 ms each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +92,29 @@ class Claims:
 
     def _claim_pending(self, numbers: list[int]) -> HeldShard | NothingToClaim:
         next_at: datetime | None = None
-        for number in numbers:
-            if number in self._final:
-                continue
-            key = layout.build_shard_key(self._plan.generation, number)
-            stored = self._committer.read(key)
-            current = manifest.from_json(stored.body, where=key)
+        for number, current, etag in self._read_all([item for item in numbers if item not in self._final]):
             if current.is_final:
                 self._final.add(number)
             elif manifest.is_claimable(current, self._now()):
-                held = self._claim_again(current, stored.etag)
+                held = self._claim_again(current, etag)
                 if held is not None:
                     return held
             elif current.status is ShardStatus.PENDING and current.not_before is not None:
                 next_at = min(next_at, current.not_before) if next_at else current.not_before
         return NothingToClaim(next_at)
+
+    def _read_all(self, numbers: list[int]) -> Iterator[tuple[int, ShardManifest, ETag]]:
+        """The manifests of these shards, in this order, read a few ahead at once; ends when nobody asks on."""
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(numbers), READERS):
+                some = numbers[start : start + READERS]
+                for number, (current, etag) in zip(some, pool.map(self._read, some), strict=True):
+                    yield number, current, etag
+
+    def _read(self, number: int) -> tuple[ShardManifest, ETag]:
+        key = layout.build_shard_key(self._plan.generation, number)
+        stored = self._committer.read(key)
+        return manifest.from_json(stored.body, where=key), stored.etag
 
     def _claim_again(self, current: ShardManifest, etag: ETag) -> HeldShard | None:
         key = layout.build_shard_key(current.generation, current.shard)

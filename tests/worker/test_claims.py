@@ -14,6 +14,7 @@ from contract.manifest import Failure, Owner, ShardManifest, ShardStatus
 from contract.names import FailureClass
 from contract.store.errors import NotFound
 from contract.store.memory import MemoryStore
+from contract.store.protocol import Stored
 from contract.transitions import claimed, first_claim, released
 from tests import make
 from tests.worker.build import ME, NOW, RIVAL, ids, impatient, plan, put_manifest, stored_manifest
@@ -64,6 +65,29 @@ def only_open(store: MemoryStore, value: ShardManifest) -> None:
     """The other shards are complete, this one is as given."""
     for number in range(len(PLAN.shards)):
         put_manifest(store, value if number == value.shard else completed(number))
+
+
+class MeetingStore(MemoryStore):
+    """A store whose reads of manifests wait for each other: one at a time they never come to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(len(PLAN.shards), timeout=5)
+
+    def get(self, key: str, **options) -> Stored:
+        """See ObjectStore."""
+        if layout.parse_shard_key(key):
+            self.meeting.wait()
+        return super().get(key, **options)
+
+
+def test_manifests_are_read_at_once() -> None:
+    """A worker that starts late reads what others have completed side by side, not one round trip after the other."""
+    store = MeetingStore()
+    for number in range(len(PLAN.shards)):
+        put_manifest(store, completed(number))
+
+    assert claims_on(store).claim_next() == NothingToClaim(None)
 
 
 def test_an_untouched_shard_is_claimed_at_epoch_1() -> None:
