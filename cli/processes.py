@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from cli.oom_kills import num_oom_kills
 from contract import flight, names, process_identity
 from contract.manifest import Owner
 from contract.process_identity import ProcessIdentity
@@ -106,7 +107,7 @@ class ProcessTable:
             attempt=attempt,
             identity=identity,
             started_at=now,
-            oom_kills_before=_oom_kills(),
+            oom_kills_before=num_oom_kills(),
             process=process,
             lifeline=theirs,
         )
@@ -126,7 +127,7 @@ class ProcessTable:
                 attempt=0,
                 identity=identity,
                 started_at=None,
-                oom_kills_before=_oom_kills(),
+                oom_kills_before=num_oom_kills(),
                 process=None,
                 lifeline=None,
                 intent=Intent.COORDINATOR_STOPPED if process_identity.is_alive(identity) else None,
@@ -211,7 +212,7 @@ class ProcessTable:
             messages=(_tail(self.log_path(worker.name)),),
             intent=worker.intent,
             is_vanished=worker.process is None,
-            is_oom_killed=code == -signal.SIGKILL and _oom_kills() > worker.oom_kills_before,
+            is_oom_killed=code == -signal.SIGKILL and num_oom_kills() > worker.oom_kills_before,
             flight=_read_flight(self.flight_path(worker.name)),
             ran_s=ran_s,
         )
@@ -238,15 +239,3 @@ def _tail(path: Path) -> str:
             return log.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-
-
-def _oom_kills() -> int:
-    """Processes the kernel has killed for memory on this host since boot; 0 where it does not say.
-
-    Source: Linux, Documentation/admin-guide/mm and /proc/vmstat (`oom_kill`, since 4.13).
-    """
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
