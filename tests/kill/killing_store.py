@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from contract.store.protocol import Body, ETag, Listed, ObjectStore, Stored
 
@@ -17,6 +19,7 @@ class KillingStore:
         self._kill_at = kill_at
         self._is_after = is_after
         self.num_calls = 0
+        self._lock = threading.Lock()
 
     @property
     def uri(self) -> str:
@@ -53,14 +56,15 @@ class KillingStore:
         with self._call():
             self._store.delete(key)
 
-    def _call(self) -> KillingStore:
-        return self
-
-    def __enter__(self) -> None:
-        if self.num_calls == self._kill_at and not self._is_after:
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with self._lock:  # calls come from several threads: each has a number of its own, and every number is given
+            number = self.num_calls
+            self.num_calls += 1
+        if number == self._kill_at and not self._is_after:
             os.kill(os.getpid(), signal.SIGKILL)
-
-    def __exit__(self, *_: object) -> None:
-        if self.num_calls == self._kill_at and self._is_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.num_calls += 1
+        try:
+            yield
+        finally:  # an error is an answer too
+            if number == self._kill_at and self._is_after:
+                os.kill(os.getpid(), signal.SIGKILL)
