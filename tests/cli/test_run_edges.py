@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.run import load_run
 from contract import layout, process_identity
 from contract.names import ExitCode
 from contract.store.local import LocalStore
@@ -219,3 +220,20 @@ def test_a_shard_that_takes_too_long_is_charged_and_fails_once_its_budget_is_spe
     assert (ended.code, ended.fields["phase"], ended.fields["shards"]["failed"]) == (1, "Failed", 1), ended.errors
     assert ended.fields["restarts"] == {"total": 1, "counted": 1, "byClass": {"Transient": 1}}
     assert "raise workers.attemptTimeoutSeconds" in failed[0].failure.detail
+
+
+def test_relative_places_are_those_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and weights become absolute; what is no path (a seed, a callable) stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    sources = {}
+    for name, source in (("esm2", "weights/8M/"), ("esm2", "random:1"), ("esm2", "s3://b/w"), ("torch", "m:build")):
+        run = LocalRun(directory=tmp_path, sequences=["MKV"], model={"name": name, "source": source}, store_uri="out")
+        sources[source] = load_run(run.write()).spec.model.source
+        assert load_run(run.write()).spec.output.uri == f"file://{tmp_path}/out"
+
+    assert sources == {
+        "weights/8M/": f"file://{tmp_path}/weights/8M",
+        "random:1": "random:1",
+        "s3://b/w": "s3://b/w",
+        "m:build": "m:build",
+    }
