@@ -129,6 +129,8 @@ def run(spec: Path, num_records: int) -> tuple[dict, str, str]:
                     due = next(victims, None)
             time.sleep(0.002)
         output, _ = process.communicate()
+    if not output:
+        sys.exit(f"the run did not start:\n{(DIRECTORY / 'run.log').read_text()}")
     killed, drained = [*struck, "", ""][:2]
     return json.loads(output), killed, drained
 
