@@ -12,6 +12,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -58,6 +59,11 @@ def wait_until(is_so: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "waited in vain"
         never.wait(0.01)
+
+
+def threads_of(child: ModelProcess) -> list[psutil.Process]:
+    """All threads of the process: a stop reaches them one after the other."""
+    return [psutil.Process(thread.id) for thread in psutil.Process(child.pid).threads()]
 
 
 def wait_until_gone(pid: int) -> None:
@@ -199,7 +205,7 @@ def test_a_hardware_fault_ends_the_worker(start_process: Start) -> None:
 @pytest.mark.parametrize("harm", ["hang", "native-hang"])
 def test_a_hanging_batch_is_killed_after_the_no_progress_timeout(start_process: Start, harm: str) -> None:
     """Both batches in it are reported as hung; a new process works."""
-    child = start_process(model(harm=harm, on="BAD"), no_progress_seconds=0.4)
+    child = start_process(model(harm=harm, on="BAD"), no_progress_seconds=0.8)
     ask(child, "A")
 
     child.submit(["BAD"])
@@ -212,7 +218,7 @@ def test_a_hanging_batch_is_killed_after_the_no_progress_timeout(start_process: 
 
 def test_sending_to_a_process_that_takes_nothing_ends_after_the_no_progress_timeout(start_process: Start) -> None:
     """Native code holds the child's interpreter, so nobody empties the pipe: the send ends, and both batches died."""
-    child = start_process(model(harm="native-hang", on="BAD"), no_progress_seconds=0.4)
+    child = start_process(model(harm="native-hang", on="BAD"), no_progress_seconds=0.8)
     ask(child, "A")
     child.submit(["BAD"])
 
@@ -224,12 +230,13 @@ def test_sending_to_a_process_that_takes_nothing_ends_after_the_no_progress_time
 
 def test_receiving_from_a_process_that_stops_halfway_ends_after_the_no_progress_timeout(start_process: Start) -> None:
     """The process stops with large rows half-way through the pipe: the receive ends, and both batches died."""
-    child = start_process(model(copies=BIG // 12), no_progress_seconds=0.4)
+    child = start_process(model(copies=BIG // 12), no_progress_seconds=0.8)
     ask(child, "A")
     child.submit(["A"])
     child.submit(["CC"])
     assert child._connection.poll(20)
     os.kill(child.pid or 0, signal.SIGSTOP)
+    wait_until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(child)))
 
     deaths = [answer(child), answer(child)]
 

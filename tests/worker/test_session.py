@@ -120,7 +120,7 @@ def test_one_bad_record_is_quarantined_and_nothing_else(
 ) -> None:
     """Exactly that record, with its class; all others have the rows of an undisturbed run; few restarts."""
     sequences = with_bad()
-    run = small_run(sequences, settings=replace(harmful(harm=harm), no_progress_seconds=0.3))
+    run = small_run(sequences, settings=replace(harmful(harm=harm), no_progress_seconds=0.6))
 
     worker = completed(run)
 
