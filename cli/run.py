@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -207,9 +208,18 @@ def _must_restart(store: RunStore, wanted: RunRecord) -> bool:
 
 
 def work_directory(output_uri: str, generation: int) -> Path:
-    """Where flight recorders and logs of a run's workers lie: the same for each coordinator of this user on this host."""
+    """Where flight recorders and logs of a run's workers lie: the same for each coordinator of this user on this host.
+
+    Raises:
+        SpecError: the user's directory is somebody else's, who could read logs there, or forge flight recorders.
+    """
+    private = Path(tempfile.gettempdir()) / f"inferencerun-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    status = private.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise SpecError(f"{private} is not a directory of this user: remove it, or set TMPDIR to a directory of yours")
     digest = hashlib.sha256(output_uri.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"inferencerun-{os.getuid()}" / digest / f"g{generation:04d}"
+    return private / digest / f"g{generation:04d}"
 
 
 def _environment(slot: int, count: int, devices: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -11,6 +12,8 @@ import pytest
 
 from cli import processes
 from cli.processes import ProcessTable
+from cli.run import work_directory
+from contract.errors import SpecError
 from contract.manifest import Owner
 from contract.process_identity import ProcessIdentity, own_identity
 from controller.observed import Intent, WorkerState
@@ -97,3 +100,15 @@ def test_only_owners_of_this_host_are_adopted(table: ProcessTable) -> None:
     assert [(item.uid, item.state) for item in views] == [(str(dead), WorkerState.ENDED)]
     assert views[0].evidence is not None
     assert views[0].evidence.is_vanished
+
+
+def test_a_work_directory_that_is_a_link_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path is predictable, so whoever made it first could read logs and forge flight recorders."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"inferencerun-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    with pytest.raises(SpecError, match="set TMPDIR"):
+        work_directory("file:///out", 1)
