@@ -8,7 +8,7 @@ MODEL ?= kmer
 # The formats, the stores and the deciders: every line can be reached by a plain test, and is.
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
-	judgement breaker conditions) \
+	judgement breaker conditions pod_template strategic_merge) \
 	$(patsubst %,worker/%.py,batching progress shards)
 empty :=
 comma := ,
