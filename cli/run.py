@@ -37,7 +37,7 @@ from contract.store.open import normalised_uri, open_store
 from contract.store.probe import probe
 from controller import api
 from controller.api import InferenceRun, Resume
-from controller.run_store import RunStore
+from controller.run_store import RunStore, wanted_record
 from controller.status import status_fields
 
 GRACE = timedelta(seconds=30)
@@ -105,7 +105,7 @@ def _coordinate(
     as_json: bool,
 ) -> Turn:
     store = RunStore(committer, new_id=new_commit_id)
-    wanted = _wanted_record(run, objects)
+    wanted = wanted_record(run, objects, uid=new_commit_id())
     restarts = restart or (run.spec.resume is Resume.RESTART and _must_restart(store, wanted))
     opened = store.open_run(wanted, objects, restarts=restarts)
     directory = work_directory(run.spec.output.uri, opened.record.generation)
@@ -131,23 +131,6 @@ def _coordinate(
     elif not as_json:
         click.echo(f"logs of the workers: {directory}", err=True)
     return turn
-
-
-def _wanted_record(run: InferenceRun, objects: tuple[InputObject, ...]) -> RunRecord:
-    spec = run.spec
-    return RunRecord(
-        name=run.name,
-        uid=new_commit_id(),
-        generation=1,
-        input=run_record.input_identity(
-            objects, fmt=spec.input.format, id_field=spec.input.id_field, value_field=spec.input.value_field
-        ),
-        model=api.model_identity(spec),
-        shard_bytes=spec.input.shard_bytes,
-        version=1,
-        commit_id="",
-        history=(),
-    )
 
 
 def _must_restart(store: RunStore, wanted: RunRecord) -> bool:

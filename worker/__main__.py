@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contract import names, settings
+from contract import logs, names, settings
 from contract.errors import InferenceRunError, SpecError
 from contract.manifest import Owner, ShardManifest
 from contract.names import ExitCode, FailureClass
@@ -27,7 +27,6 @@ from contract.plan import Plan
 from contract.process_identity import own_identity
 from contract.store.commit import Committer
 from contract.store.open import open_store, split_object_uri
-from worker import logs
 from worker.flight_recorder import FlightRecorder
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
