@@ -422,7 +422,7 @@ def _checkpoint(section: Section, *, prefer: Capacity, viral: str) -> tuple[Prof
         section.wrong(
             "emergencySeconds",
             settings.emergency_seconds,
-            f"it must exceed everySeconds, which is {settings.every_seconds:g} (profile {profile}); set both",
+            f"emergencySeconds must exceed everySeconds, which is {settings.every_seconds:g} (profile {profile}); set both",
         )
     section.close()
     return profile, settings
