@@ -16,7 +16,7 @@ comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-gpu cluster-up cluster-down clean
+.PHONY: help setup demo test verify lint bench bench-gpu cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -30,6 +30,10 @@ test: $(SETUP) ## run all tests; fails below 95 % line coverage of formats, stor
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 --cov=contract --cov=controller --cov=worker --cov=cli --cov-report=
 	$(BIN)/coverage report --include='$(GATED_LIST)' --skip-covered --fail-under=95
+
+verify: $(SETUP) ## render what is generated; fails when the committed copy is another
+	$(BIN)/python -m tests.chart.rendering
+	git diff --exit-code -- deploy
 
 lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .
