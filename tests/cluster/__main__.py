@@ -1,4 +1,4 @@
-"""A cluster by hand: `python -m tests.cluster up | down | add-node | images`. See docs/testing-cluster.md."""
+"""A cluster by hand: `python -m tests.cluster up | down | add-node | images | prepare`. See docs/testing-cluster.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.cluster.binaries import find_binaries
 from tests.cluster.cluster import Cluster
 from tests.cluster.errors import ClusterError
-from tests.cluster.images import TARGETS, build_images
-from tests.cluster.packages import say
+from tests.cluster.images import BASE_IMAGE, BUILD_IMAGE, TARGETS, base_archive, build_images, pause_archive
+from tests.cluster.packages import IMAGE_PACKAGES, NODE_PACKAGES, ensure
+from tests.cluster.paths import cache_directory
+from tests.cluster.programs import say
 
 
 def main() -> int:
@@ -32,6 +35,15 @@ def _up(arguments: argparse.Namespace) -> None:
     cluster.up()
     say(f"up with {arguments.nodes} nodes after {time.monotonic() - begun:.0f} s")
     print(cluster.kubeconfig)  # noqa: T201
+
+
+def _prepare(_: argparse.Namespace) -> None:
+    find_binaries()
+    ensure(NODE_PACKAGES, IMAGE_PACKAGES)
+    pause_archive()
+    for name in (BASE_IMAGE, BUILD_IMAGE):
+        base_archive(name)
+    print(cache_directory())  # noqa: T201
 
 
 def _down(arguments: argparse.Namespace) -> None:
@@ -59,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add_node = commands.add_parser("add-node", help="start one more node; prints its name")
     images = commands.add_parser("images", help="build the project's images and load them into every node")
     images.add_argument("targets", nargs="*", default=TARGETS, help="default: all")
+    prepare = commands.add_parser("prepare", help="make all that is made once, and print the folder that keeps it")
+    prepare.set_defaults(act=_prepare)
     for command, act in ((up, _up), (down, _down), (add_node, _add_node), (images, _images)):
         command.add_argument("--directory", type=Path, default=_default_directory(), help="default: %(default)s")
         command.set_defaults(act=act)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.kubernetes_build import PROGRAMS, built_binaries
-from tests.cluster.packages import run
+from tests.cluster.programs import run
 
 # The second is the name that the envtest tool of the Kubernetes project uses.
 DIRECTORY_VARIABLES = ("KUBE_BIN_DIR", "KUBEBUILDER_ASSETS")

@@ -62,6 +62,11 @@ class GivenCluster:
         """Pods, nodes, namespaces."""
         return CoreV1Api(self.client)
 
+    def plain(self, answer: object) -> dict[str, Any]:
+        """An answer of the client as the API sent it."""
+        plain: dict[str, Any] = self.client.sanitize_for_serialization(answer)  # type: ignore[no-untyped-call]
+        return plain
+
     def close(self) -> None:
         """Close the client's connections; the cluster stays as it is."""
         if self._client is not None:
@@ -70,7 +75,7 @@ class GivenCluster:
 
     def node_names(self) -> list[str]:
         """Every node that the API server knows, in order."""
-        nodes = self._plain(self.core.list_node())
+        nodes = self.plain(self.core.list_node())
         return sorted(one["metadata"]["name"] for one in nodes["items"])
 
     def is_node_ready(self, name: str) -> bool:
@@ -132,12 +137,7 @@ class GivenCluster:
         raise self._refusal(f"import {archive}")
 
     def _node_object(self, name: str) -> dict[str, Any]:
-        return self._plain(self.core.read_node(name, _request_timeout=10))
-
-    def _plain(self, answer: object) -> dict[str, Any]:
-        """An answer of the client as the API sent it."""
-        plain: dict[str, Any] = self.client.sanitize_for_serialization(answer)  # type: ignore[no-untyped-call]
-        return plain
+        return self.plain(self.core.read_node(name, _request_timeout=10))
 
     def _allocatable_gpus(self, name: str) -> int:
         return int(self._node_object(name)["status"].get("allocatable", {}).get(GPU_RESOURCE, 0))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.cluster.binaries import Binaries
 from tests.cluster.layout import LOOPBACK, Layout, kubeconfig_text
-from tests.cluster.packages import run
 from tests.cluster.processes import Daemon, start, wait_until
+from tests.cluster.programs import run
 
 APISERVER = "kube-apiserver"
 

@@ -23,10 +23,12 @@ from urllib.request import url2pathname
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.node import PAUSE_IMAGE
-from tests.cluster.packages import COMPILER_PACKAGES, IMAGE_PACKAGES, codename, debian_repositories, ensure, run, say
+from tests.cluster.packages import COMPILER_PACKAGES, IMAGE_PACKAGES, codename, debian_repositories, ensure
 from tests.cluster.paths import cache_directory
+from tests.cluster.programs import run, say
 
-BASE_IMAGE = "inferencerun.test/python-base:1"
+BASE_IMAGE = "inferencerun.test/python:1"
+BUILD_IMAGE = "inferencerun.test/python-venv:1"
 TARGETS = ("controller", "worker")
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -46,7 +48,8 @@ int main(void) {
     for (;;) pause();
 }
 """
-_BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "ca-certificates")
+# Debian packages of the images that the project's own are made from; the second only builds and is left behind.
+_PACKAGES = {BASE_IMAGE: ("python3", "ca-certificates"), BUILD_IMAGE: ("python3", "python3-venv", "ca-certificates")}
 
 
 def pause_archive() -> Path:
@@ -65,21 +68,19 @@ def pause_archive() -> Path:
     return archive
 
 
-def base_archive() -> Path:
-    """The archive of `BASE_IMAGE`, a minimal Debian with Python, made once (half a minute to two minutes)."""
-    archive = cache_directory() / f"python-base-{codename()}.tar"
-    with _locked("python-base"):
+def base_archive(name: str = BASE_IMAGE) -> Path:
+    """The archive of `BASE_IMAGE` or `BUILD_IMAGE`, a minimal Debian with Python, made once (20 s to 2 min)."""
+    suite = codename()
+    archive = cache_directory() / f"{name.rpartition('/')[2].replace(':', '-')}-{suite}.tar"
+    with _locked(archive.stem):
         if not archive.exists():
             ensure(IMAGE_PACKAGES)
-            say("making the base root file system ...")
-            suite = codename()
-            # Release first: mmdebstrap takes the distribution of the first line for the suite it makes.
-            repositories = sorted(debian_repositories(), key=lambda row: row[1] != suite)
-            sources = "".join(f"deb {uri} {name} {component}\n" for uri, name, component in repositories)
+            say(f"making the root file system of {name} ...")
+            sources = "".join(f"deb {uri} {of} {component}\n" for uri, of, component in debian_repositories())
             with tempfile.TemporaryDirectory() as scratch:
                 layer = Path(scratch, "layer.tar")
-                _bootstrap(suite, layer, sources)
-                _write_archive(archive, BASE_IMAGE, layer, {"Cmd": ["python3"], "Env": [f"PATH={_PATH}"]})
+                _bootstrap(suite, _PACKAGES[name], sources, layer)
+                _write_archive(archive, name, layer, {"Cmd": ["python3"], "Env": [f"PATH={_PATH}"]})
     return archive
 
 
@@ -95,7 +96,6 @@ def build_images(directory: Path, targets: Iterable[str] = TARGETS) -> dict[str,
     if not (_PROJECT / "Dockerfile").exists():
         raise ClusterError(f"{_PROJECT} has no Dockerfile to build images from")
     ensure(IMAGE_PACKAGES)
-    base = base_archive()
     directory.mkdir(parents=True, exist_ok=True)
     archives = {}
     # Its files belong to other users: buildah's own storage driver without mounts.
@@ -103,13 +103,15 @@ def build_images(directory: Path, targets: Iterable[str] = TARGETS) -> dict[str,
         scratch = Path(scratch_name)
         buildah = ("buildah", "--root", str(scratch / "storage"), "--runroot", str(scratch / "run"))
         environment = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
-        run(*buildah, "pull", f"docker-archive:{base}", environment=environment)
+        for base in (BASE_IMAGE, BUILD_IMAGE):
+            run(*buildah, "pull", f"docker-archive:{base_archive(base)}", environment=environment)
+        arguments = ("--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--build-arg", f"BUILD_IMAGE={BUILD_IMAGE}")
         volumes = _pip_volumes(scratch / "pip.conf")
         for target in targets:
             say(f"building image {target} ...")
             name = image_name(target)
             run(
-                *(*buildah, "build", "--pull-never", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}", *volumes),
+                *(*buildah, "build", "--layers", "--pull-never", *arguments, *volumes),
                 *("--target", target, "--tag", name, _PROJECT),
                 environment=environment,
             )
@@ -128,8 +130,8 @@ def image_name(target: str) -> str:
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def _bootstrap(suite: str, layer: Path, sources: str) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(_BASE_PACKAGES)}"]
+def _bootstrap(suite: str, packages: Iterable[str], sources: str, layer: Path) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
     # What no container reads: a third of the size.
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "info", "locale")]
     done = subprocess.run(
@@ -167,7 +169,7 @@ def _pip_volumes(configuration: Path) -> list[str]:
     settings = _pip_settings()
     lines = ["[global]", *(f"{name} = {' '.join(values)}" for name, values in settings.items())]
     configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    paths = {_local_path(value) for values in settings.values() for value in values}
+    paths = {_local_path(value, is_index="index" in name) for name, values in settings.items() for value in values}
     existing = sorted(path for path in paths if path is not None and path.exists())
     # A folder within another one is there already, and a mount below a read-only mount would fail.
     tops = [path for path in existing if not any(other in path.parents for other in existing)]
@@ -186,11 +188,12 @@ def _pip_settings() -> dict[str, list[str]]:
     return settings
 
 
-def _local_path(value: str) -> Path | None:
+def _local_path(value: str, *, is_index: bool) -> Path | None:
     parts = urlsplit(value)
-    if parts.scheme == "file":
-        return Path(url2pathname(parts.path))
-    return Path(value) if value.startswith("/") else None
+    path = Path(url2pathname(parts.path))
+    if parts.scheme not in {"", "file"} or not path.is_absolute():
+        return None
+    return path.parent if is_index else path  # the pages of an index link to files beside it
 
 
 @contextmanager

@@ -20,14 +20,12 @@ import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster.errors import ClusterError
-from tests.cluster.packages import BUILD_PACKAGES, codename, debian_repositories, ensure, run, say
+from tests.cluster.packages import BUILD_PACKAGES, codename, debian_repositories, ensure
 from tests.cluster.paths import cache_directory
+from tests.cluster.programs import run, say, timed
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 
@@ -59,11 +57,12 @@ def _build(cache: Path) -> None:
             f"{', '.join(PROGRAMS)} and etcd, or E2E_KUBECONFIG to a cluster."
         )
     ensure(BUILD_PACKAGES)
+    say("building Kubernetes from Debian's source package, once: about nine minutes of processor time")
     with tempfile.TemporaryDirectory(prefix="inferencerun-kubernetes-") as scratch_name:
         scratch = Path(scratch_name)
         # Not a link: the generator resolves vendored packages by where the tree really is.
         tree = scratch / "go" / "src" / _IMPORT_PATH
-        with _step("fetching Debian's source package of Kubernetes"):
+        with timed("fetching Debian's source package of Kubernetes"):
             _unpack_source(scratch, tree)
         version = _upstream_version(tree)
         _replace_reflect2(tree)
@@ -74,12 +73,12 @@ def _build(cache: Path) -> None:
             "CGO_ENABLED": "0",
             "GOFLAGS": "",
         }
-        with _step("generating the OpenAPI definitions"):
+        with timed("generating the OpenAPI definitions"):
             _generate_openapi(tree, scratch, environment)
         made = scratch / "made"
         made.mkdir()
         for program in PROGRAMS:
-            with _step(f"building {program} {version}"):
+            with timed(f"building {program} {version}"):
                 package = f"{_IMPORT_PATH}/cmd/{program}"
                 flags = f"-s -w {_version_flags(version)}"
                 run("go", "build", "-ldflags", flags, "-o", made / program, package, environment=environment)
@@ -88,14 +87,6 @@ def _build(cache: Path) -> None:
             # Renamed within the cache, so that a harness which dies here leaves no half of a program.
             shutil.move(made / program, cache / f"{program}.new")
             (cache / f"{program}.new").rename(cache / program)
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    say(f"{title} ...")
-    begun = time.monotonic()
-    yield
-    say(f"{title}: {time.monotonic() - begun:.0f} s")
 
 
 def _unpack_source(scratch: Path, tree: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.layout import LOOPBACK, Layout, NodeLayout
-from tests.cluster.packages import run
 from tests.cluster.processes import wait_until
+from tests.cluster.programs import run
 
 _CLUSTER_NUMBERS = range(180, 250)
 # The kubelet sets these and nobody sets them back.

@@ -22,8 +22,8 @@ from tests.cluster import machine
 from tests.cluster.binaries import Binaries
 from tests.cluster.errors import ClusterError
 from tests.cluster.layout import LOOPBACK, NodeLayout
-from tests.cluster.packages import run
 from tests.cluster.processes import Daemon, kill, start, wait_until
+from tests.cluster.programs import run
 
 # Holds the name spaces of a pod. Every node has it.
 PAUSE_IMAGE = "inferencerun.test/pause:1"
@@ -93,7 +93,10 @@ def wait_for_containerd(node: NodeLayout, daemon: Daemon) -> None:
 
 def import_image(node: NodeLayout, archive: Path) -> None:
     """Give the node the images of a docker archive."""
-    run("/usr/bin/ctr", "--address", node.containerd_socket, "--namespace", "k8s.io", "images", "import", archive)
+    # The address is relative because that of a Unix socket holds 107 bytes at most, which the path may exceed.
+    socket = node.containerd_socket.relative_to(node.directory)
+    command = ("/usr/bin/ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", archive.absolute())
+    run(*command, directory=node.directory)
 
 
 def kill_node(node: NodeLayout, daemon: Daemon) -> None:

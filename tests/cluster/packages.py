@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.paths import cache_directory
+from tests.cluster.programs import run, say
 
 # What a running cluster needs -> the program that shows it is there.
 NODE_PACKAGES = {
@@ -36,32 +35,6 @@ BUILD_PACKAGES = {
     "golang-github-modern-go-reflect2-dev": "/usr/share/gocode/src/github.com/modern-go/reflect2/reflect2.go",
 }
 IMAGE_PACKAGES = {"buildah": "/usr/bin/buildah", "mmdebstrap": "/usr/bin/mmdebstrap"}
-
-
-def say(text: str) -> None:
-    """One line of progress on standard error; standard output belongs to the results."""
-    print(f"cluster: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a program for people
-
-
-def run(*command: str | Path, environment: dict[str, str] | None = None, directory: Path | None = None) -> str:
-    """Run a program to its end and return what it printed.
-
-    Raises:
-        ClusterError: it failed; the message holds the command and the end of its output.
-    """
-    done = subprocess.run(
-        [str(word) for word in command],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        cwd=directory,
-        env={**os.environ, **(environment or {})},
-    )
-    if done.returncode != 0:
-        words = " ".join(str(word) for word in command)
-        raise ClusterError(f"{words[:300]} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
-    return done.stdout
 
 
 def ensure(*groups: dict[str, str]) -> None:
