@@ -132,7 +132,7 @@ def _reserved_metadata(metadata: Mapping[str, Any]) -> Iterator[Mistake]:
         for name, value in (metadata.get(part) or {}).items():
             if str(name).startswith(_OWN_PREFIX) or (part, name) == ("labels", names.LABEL_MANAGED_BY):
                 yield f"metadata.{part}.{name}", value, "remove it: the operator finds its pods by it"
-            elif not isinstance(value, str):
+            elif value is not None and not isinstance(value, str):
                 yield f"metadata.{part}.{name}", value, "use a text (quote it)"
 
 
@@ -143,7 +143,9 @@ def _forbidden(spec: Mapping[str, Any]) -> Iterator[Mistake]:
     grace = spec.get("terminationGracePeriodSeconds")
     if grace is not None and (type(grace) is not int or grace < 1):
         yield "spec.terminationGracePeriodSeconds", grace, "use a whole number of at least 1"
-    containers = spec.get("containers")
+    containers = spec.get("containers", ())
+    if containers is None:
+        yield "spec.containers", None, "remove it, or list containers: the worker is one"
     for item in containers if isinstance(containers, list) else ():
         if not isinstance(item, Mapping) or item.get("name") != names.CONTAINER_WORKER:
             continue
@@ -156,18 +158,21 @@ def _forbidden(spec: Mapping[str, Any]) -> Iterator[Mistake]:
                 yield path, variable.get("value"), "remove it: the operator sets it"
 
 
-def _lists(found: Mapping[str, Any], path: str) -> Iterator[Mistake]:
-    """Items without the key they are merged by, and directives that are not understood."""
+def _lists(found: Mapping[str, Any], path: str, *, is_pod_or_container: bool = True) -> Iterator[Mistake]:
+    """Items without the key they are merged by, and directives that are not understood.
+
+    A name means a list only in a pod or a container: `env` in a node selector is a label.
+    """
     for name, value in found.items():
         where = f"{path}.{name}"
-        if isinstance(value, Mapping):
-            yield from _lists(value, where)
-        elif name == _DIRECTIVE or str(name).startswith("$"):
+        key = _KEYS.get(name)
+        if str(name).startswith("$"):
             yield where, value, "only '$patch: delete' on an item of a list with a key is understood"
-        elif name in _KEYS and value is not None and not isinstance(value, list):
+        elif is_pod_or_container and key is not None and value is not None and not isinstance(value, list):
             yield where, value, "use a list"
+        elif isinstance(value, Mapping):
+            yield from _lists(value, where, is_pod_or_container=False)
         elif isinstance(value, list):
-            key = _KEYS.get(name)
             for position, item in enumerate(value):
                 at = f"{where}[{position}]"
                 if key is not None and (not isinstance(item, Mapping) or item.get(key) is None):
@@ -176,7 +181,10 @@ def _lists(found: Mapping[str, Any], path: str) -> Iterator[Mistake]:
                     yield at, item, "use a mapping"
                 elif isinstance(item, Mapping):
                     is_deletion = key is not None and item.get(_DIRECTIVE) == _DELETE
-                    yield from _lists({k: v for k, v in item.items() if not (is_deletion and k == _DIRECTIVE)}, at)
+                    fields = {
+                        field: inner for field, inner in item.items() if not (is_deletion and field == _DIRECTIVE)
+                    }
+                    yield from _lists(fields, at, is_pod_or_container=name in _MERGED_BY_KEY)
 
 
 def _at(found: Any, path: tuple[str, ...]) -> Any:
