@@ -44,6 +44,8 @@ def main() -> int:
         logger.error("cannot start", extra={"detail": str(error)})  # noqa: TRY400  (the user's mistake, not ours)
         return int(error.exit_code)
     logging.getLogger().setLevel(settings.log_level)
+    for chatty in ("botocore", "boto3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return asyncio.run(_run(settings))
 
 
@@ -132,7 +134,8 @@ class _Part:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._stop.is_set():
+        # kopf takes the signal handlers, and ends in good order upon a signal.
+        if self._stop.is_set() or any(task.get_name() == "kopf" and task.exception() is None for task in done):
             return 0
         for task in done:
             error = task.exception()

@@ -528,7 +528,7 @@ class RunReconciler:
         metadata, current = self._resource["metadata"], self._resource.get("status") or {}
         if all(_plain(value) == _plain(current.get(name)) for name, value in wanted.items()):
             return
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": wanted}
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": _patch_of(wanted)}
         self._take(await self._tools.cluster.patch(run_path(metadata["namespace"], metadata["name"], "status"), body))
 
     def _take(self, resource: Object) -> None:
@@ -597,12 +597,19 @@ def _are_all_final(shards: Plan, manifests: Mapping[int, ShardManifest]) -> bool
 
 
 def _plain(value: Any) -> Any:
-    """As the API server keeps it: a merge patch with null removes the field."""
+    """Without what is null or an empty text: absent says the same, and an API server of 1.20 may take "" for null."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items() if item is not None}
+        return {name: _plain(item) for name, item in value.items() if item not in (None, "")}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
+
+
+def _patch_of(value: Any) -> Any:
+    """A merge patch that leaves what `_plain` gives: null removes a field."""
+    if isinstance(value, dict):
+        return {name: None if item in (None, "") else _patch_of(item) for name, item in value.items()}
+    return _plain(value)
 
 
 def _told(action: Action) -> str:

@@ -126,7 +126,6 @@ class Reflector(Generic[T]):
                 self._heard_at_s = time.monotonic()
                 version = found["metadata"]["resourceVersion"]
                 self._apply(kind, found)
-            self._heard_at_s = time.monotonic()
 
     def _apply(self, kind: str, found: Object) -> None:
         if kind == "DELETED":
