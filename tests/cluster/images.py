@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,7 +26,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.node import PAUSE_IMAGE
 from tests.cluster.packages import COMPILER_PACKAGES, IMAGE_PACKAGES, codename, debian_repositories, ensure
 from tests.cluster.paths import cache_directory
-from tests.cluster.programs import run, say
+from tests.cluster.programs import run, say, timed
 
 BASE_IMAGE = "inferencerun.test/python:1"
 BUILD_IMAGE = "inferencerun.test/python-venv:1"
@@ -98,25 +99,25 @@ def build_images(directory: Path, targets: Iterable[str] = TARGETS) -> dict[str,
     ensure(IMAGE_PACKAGES)
     directory.mkdir(parents=True, exist_ok=True)
     archives = {}
-    # Its files belong to other users: buildah's own storage driver without mounts.
-    with tempfile.TemporaryDirectory(prefix="inferencerun-images-") as scratch_name:
+    arguments = ("--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--build-arg", f"BUILD_IMAGE={BUILD_IMAGE}")
+    with _locked("image-layers"), tempfile.TemporaryDirectory(prefix="inferencerun-images-") as scratch_name:
         scratch = Path(scratch_name)
-        buildah = ("buildah", "--root", str(scratch / "storage"), "--runroot", str(scratch / "run"))
-        environment = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+        storage = _layer_storage()
+        buildah = ("buildah", "--root", str(storage), "--runroot", str(scratch / "run"))
+        environment = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": _storage_driver(storage)}
         for base in (BASE_IMAGE, BUILD_IMAGE):
-            run(*buildah, "pull", f"docker-archive:{base_archive(base)}", environment=environment)
-        arguments = ("--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--build-arg", f"BUILD_IMAGE={BUILD_IMAGE}")
+            run(*buildah, "pull", "--quiet", f"docker-archive:{base_archive(base)}", environment=environment)
         volumes = _pip_volumes(scratch / "pip.conf")
         for target in targets:
-            say(f"building image {target} ...")
             name = image_name(target)
-            run(
-                *(*buildah, "build", "--layers", "--pull-never", *arguments, *volumes),
-                *("--target", target, "--tag", name, _PROJECT),
-                environment=environment,
-            )
             archive = directory / f"{target}.tar"
             archive.unlink(missing_ok=True)
+            with timed(f"building image {target}"):
+                run(
+                    *(*buildah, "build", "--layers", "--pull-never", *arguments, *volumes),
+                    *("--target", target, "--tag", name, _PROJECT),
+                    environment=environment,
+                )
             run(*buildah, "push", name, f"docker-archive:{archive}:{name}", environment=environment)
             archives[target] = archive
     return archives
@@ -128,6 +129,25 @@ def image_name(target: str) -> str:
 
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# Layers of earlier builds are kept, so that only what changed is built again. A set of them takes 2 GB.
+_MAX_LAYER_BYTES = 10 << 30
+
+
+def _layer_storage() -> Path:
+    """Where buildah keeps layers between builds; emptied when it has grown too large."""
+    storage = cache_directory() / "image-layers"
+    if storage.exists() and int(run("du", "--summarize", "--bytes", storage).split()[0]) > _MAX_LAYER_BYTES:
+        shutil.rmtree(storage)
+    storage.mkdir(exist_ok=True)
+    return storage
+
+
+def _storage_driver(storage: Path) -> str:
+    """Overlay mounts, or, within a container whose root is an overlay itself, copies."""
+    kind = run("stat", "--file-system", "--format=%T", storage).strip()
+    return "vfs" if kind == "overlayfs" else "overlay"
 
 
 def _bootstrap(suite: str, packages: Iterable[str], sources: str, layer: Path) -> None:
