@@ -9,14 +9,14 @@ NODES ?= 1
 # The formats, the stores and the deciders: every line can be reached by a plain test, and is.
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
-	judgement breaker conditions pod_template strategic_merge) \
+	judgement breaker conditions pod_template strategic_merge pods ledger) \
 	$(patsubst %,worker/%.py,batching progress shards)
 empty :=
 comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint bench bench-gpu cluster-up cluster-down clean
+.PHONY: help setup demo test e2e verify lint bench bench-gpu cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -30,6 +30,10 @@ test: $(SETUP) ## run all tests; fails below 95 % line coverage of formats, stor
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 --cov=contract --cov=controller --cov=worker --cov=cli --cov-report=
 	$(BIN)/coverage report --include='$(GATED_LIST)' --skip-covered --fail-under=95
+
+e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), or on that of E2E_KUBECONFIG
+	$(BIN)/python -m tests.cluster prepare
+	$(BIN)/pytest -m e2e -p no:randomly tests/cluster tests/e2e
 
 verify: $(SETUP) ## render what is generated; fails when the committed copy is another
 	$(BIN)/python -m tests.chart.rendering

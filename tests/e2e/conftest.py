@@ -18,6 +18,7 @@ import pytest
 from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import build_images
+from tests.e2e.access import controller_kubeconfig
 from tests.e2e.operator import Api, Controller, controller_environment, end, resource, verified, wait_for
 from tests.servers import S3Server
 
@@ -72,12 +73,17 @@ def bucket(s3_server: S3Server) -> Bucket:
     return Bucket(name, s3_server)
 
 
+@pytest.fixture(scope="session")
+def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kubeconfig of the controller, with the rights that it is given and no others."""
+    target = tmp_path_factory.mktemp("access") / "kubeconfig"
+    return controller_kubeconfig(cluster.kubeconfig, PROJECT / "deploy/rbac.yaml", target)
+
+
 @pytest.fixture
-def controller(cluster: Cluster, api: Api, bucket: Bucket, tmp_path: Path) -> Iterator[Controller]:
+def controller(access: Path, api: Api, bucket: Bucket, tmp_path: Path) -> Iterator[Controller]:
     """A controller of this test's own, started."""
-    found = Controller(
-        controller_environment(cluster.kubeconfig, bucket.server.environment), tmp_path / "controller.log"
-    )
+    found = Controller(controller_environment(access, bucket.server.environment), tmp_path / "controller.log")
     found.start()
     yield found
     if found.process is not None:
