@@ -190,7 +190,13 @@ def _defaults(run: InferenceRun, *, image: str, is_spot: bool) -> dict[str, Any]
                 {
                     "name": names.CONTAINER_WORKER,
                     "image": image,
-                    "env": [{"name": "HOME", "value": "/tmp"}, {"name": names.ENV_CACHE_DIR, "value": _CACHE}],  # noqa: S108  (in the pod)
+                    "env": [
+                        {"name": "HOME", "value": "/tmp"},  # noqa: S108  (in the pod)
+                        {"name": names.ENV_CACHE_DIR, "value": _CACHE},
+                        # Cores that it may use: without a limit those of the node. torch would count the node's, and a
+                        # container above its limit stands still for most of each period.
+                        {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                    ],
                     "resources": _resources(workers.gpu_resource, workers.gpus_per_worker),
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

@@ -109,12 +109,20 @@ def test_the_worker_gets_its_settings_and_identity() -> None:
     found = env(pod(settings_json='{"a": 1}'))
 
     assert found[names.ENV_SETTINGS] == '{"a": 1}'
-    paths = {name: value["fieldRef"]["fieldPath"] for name, value in found.items() if isinstance(value, dict)}
+    paths = {name: value["fieldRef"]["fieldPath"] for name, value in found.items() if "fieldRef" in value}
     assert paths == {
         names.ENV_POD_NAME: "metadata.name",
         names.ENV_POD_UID: "metadata.uid",
         names.ENV_NODE_NAME: "spec.nodeName",
     }
+
+
+def test_threads_are_those_of_the_cpu_limit() -> None:
+    """torch counts the node's cores, whatever the container may use; a template may set another number."""
+    template = {"spec": {"containers": [{"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "3"}]}]}}
+
+    assert env(pod())["OMP_NUM_THREADS"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
+    assert env(pod({"template": template}))["OMP_NUM_THREADS"] == "3"
 
 
 def as_kubelet(text: str) -> str:

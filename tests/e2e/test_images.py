@@ -35,6 +35,7 @@ pathlib.Path("/dev/termination-log").write_text(json.dumps({
     "compilers": [name for name in ("cc", "gcc", "make", "pip") if shutil.which(name)],
     "capabilities": [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")],
     "settings": os.environ["INFERENCERUN_SETTINGS"],
+    "threads": os.environ["OMP_NUM_THREADS"],
     "is_compiled": pathlib.Path(importlib.util.cache_from_source("/app/contract/names.py")).exists(),
     "token": os.path.exists("/var/run/secrets/kubernetes.io/serviceaccount"),
 }))
@@ -45,7 +46,11 @@ SETTINGS = '{"pattern": "$(HOME) $$ $x"}'
 def said_by(api: Api, target: str) -> dict[str, Any]:
     """What the program says in a worker's pod that runs the image of this target."""
     name = f"image-{target}"
-    container = {"name": CONTAINER_WORKER, "command": ["python", "-c", PROGRAM], "resources": {"requests": None}}
+    container = {
+        "name": CONTAINER_WORKER,
+        "command": ["python", "-c", PROGRAM],
+        "resources": {"requests": None, "limits": {"cpu": "1500m"}},
+    }
     pod = build_pod(
         make.run({"workers": {"gpusPerWorker": 0, "template": {"spec": {"containers": [container]}}}}),
         name=name,
@@ -93,5 +98,6 @@ def test_an_image_holds_what_it_needs_and_may_do_no_more(api: Api, target: str, 
     assert found["compilers"] == []
     assert found["capabilities"] == ["0" * 16]
     assert found["settings"] == SETTINGS
+    assert found["threads"] == "2"
     assert found["is_compiled"] is True
     assert found["token"] is False
