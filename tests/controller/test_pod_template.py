@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from contract import names, settings
 from contract.errors import SpecError
@@ -118,7 +121,7 @@ def test_the_worker_gets_its_settings_and_identity() -> None:
 
 
 def test_threads_are_those_of_the_cpu_limit() -> None:
-    """torch counts the node's cores, whatever the container may use; a template may set another number."""
+    """Torch counts the node's cores, whatever the container may use; a template may set another number."""
     template = {"spec": {"containers": [{"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "3"}]}]}}
 
     assert env(pod())["OMP_NUM_THREADS"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
@@ -404,3 +407,31 @@ def test_it_is_json() -> None:
     found = pod(capacity("gke"), avoid_nodes=("a",))
 
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_documented_template_is_taken() -> None:
+    """What docs/worker-pods.md shows makes the pod that it says."""
+    document = (Path(__file__).parents[2] / "docs/worker-pods.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+
+    found = pod(yaml.safe_load(block)["workers"])
+
+    assert {"name": "cache", "persistentVolumeClaim": {"claimName": "weights"}} in found["spec"]["volumes"]
+    assert len(found["spec"]["containers"]) == 1
+    assert worker(found)["resources"]["limits"] == {"nvidia.com/gpu": "1", "cpu": "4", "memory": "32Gi"}
+
+
+@pytest.mark.parametrize("provider", Provider)
+def test_the_documented_providers_are_those_of_the_code(provider: Provider) -> None:
+    """The table of docs/worker-pods.md has labels, taints and grace period of each provider."""
+    document = (Path(__file__).parents[2] / "docs/worker-pods.md").read_text()
+    (row,) = [line for line in document.splitlines() if line.startswith(f"| `{provider}` |")]
+    _, _, nodes, taints, grace, _ = row.split("|")
+
+    found = pod(capacity(provider))
+
+    terms = expressions(found) if required(found) else []
+    assert re.findall("`(.*?)`", nodes) == [f"{key}={value}" for key, _, (value,) in terms]
+    tolerated = [item["key"] for item in found["spec"]["tolerations"] if item["operator"] == "Equal"]
+    assert re.findall("`(.*?)`", taints) == tolerated
+    assert grace.strip() == f"{GRACE_PERIOD_S[provider]} s"
