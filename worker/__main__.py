@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
 import signal
+
+if __name__ == "__main__":
+    # The kernel drops signals that the first process of a container does not handle, so a SIGTERM that meets it while
+    # torch is being imported would cost the whole grace period. Nothing has been claimed yet.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+
+import logging
+import platform
 import sys
 import threading
 import traceback
