@@ -19,7 +19,7 @@ GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 .PHONY: help setup demo test e2e verify lint bench bench-gpu cluster-up cluster-down clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 setup: $(SETUP) ## create .venv with everything installed (again only when pyproject.toml or constraints.txt changed)
 

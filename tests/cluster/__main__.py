@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -10,10 +11,10 @@ import time
 from pathlib import Path
 
 from tests.cluster.binaries import find_binaries
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import KUBECONFIG_VARIABLE, Cluster
 from tests.cluster.errors import ClusterError
-from tests.cluster.images import BASE_IMAGE, BUILD_IMAGE, TARGETS, base_archive, build_images, pause_archive
-from tests.cluster.packages import IMAGE_PACKAGES, NODE_PACKAGES, ensure
+from tests.cluster.images import TARGETS, build_images, pause_archive
+from tests.cluster.packages import NODE_PACKAGES, ensure
 from tests.cluster.paths import cache_directory
 from tests.cluster.programs import say
 
@@ -38,11 +39,14 @@ def _up(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(_: argparse.Namespace) -> None:
+    if os.environ.get(KUBECONFIG_VARIABLE):
+        say(f"nothing to make: {KUBECONFIG_VARIABLE} names a cluster")
+        return
     find_binaries()
-    ensure(NODE_PACKAGES, IMAGE_PACKAGES)
+    ensure(NODE_PACKAGES)
     pause_archive()
-    for name in (BASE_IMAGE, BUILD_IMAGE):
-        base_archive(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        build_images(Path(scratch))  # for their layers
     print(cache_directory())  # noqa: T201
 
 

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -226,7 +227,8 @@ class Cluster(GivenCluster):
         machine.release_number(layout)
         machine.restore_kernel_settings(self._kernel_settings)
         for left in ("nodes", "etcd", "certificates"):
-            shutil.rmtree(self.directory / left, ignore_errors=True)
+            if (self.directory / left).exists():
+                shutil.rmtree(self.directory / left)
         self.kubeconfig.unlink(missing_ok=True)
         self._state_file.unlink(missing_ok=True)
         self._nodes, self._layout = {}, None
@@ -276,12 +278,15 @@ class Cluster(GivenCluster):
         control_plane.wait_ready(self._running_layout, self._watched())
 
     def load_image(self, archive: Path) -> None:
-        """Give every node, and those added later, the images of a docker archive. The file must stay."""
-        for one in self._nodes.values():
-            if one.name in self._daemons:
-                node.import_image(one, archive)
-        self._images.append(str(archive.absolute()))
-        self._save()
+        """Give every node, and those added later, the images of a docker archive. The file must stay where it is."""
+        running = [one for one in self._nodes.values() if one.name in self._daemons]
+        with ThreadPoolExecutor() as pool:
+            for imported in [pool.submit(node.import_image, one, archive) for one in running]:
+                imported.result()
+        path = str(archive.absolute())
+        if path not in self._images:
+            self._images.append(path)
+            self._save()
 
     @property
     def _state_file(self) -> Path:

@@ -18,7 +18,6 @@ from tests.cluster.images import BASE_IMAGE, base_archive
 from tests.cluster.processes import wait_until
 from tests.cluster.programs import run, timed
 
-pytest_plugins = ["tests.cluster.fixtures"]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 # Whether the address in argument 1 answers on the port in argument 2, over the path that pods use.
@@ -96,21 +95,21 @@ def traces(cluster: Cluster) -> dict[str, list[str]]:
     }
 
 
-def test_a_pod_runs_and_its_exit_is_told(cluster: GivenCluster, namespace: str) -> None:
+def test_a_pod_runs_and_its_exit_is_told(any_cluster: GivenCluster, namespace: str) -> None:
     """Exit code and termination message of a container arrive in the pod's status; its output in the API's log."""
     body = pod("exits", "sh", "-c", "echo hello; printf bye > /dev/termination-log; exit 3")
     with timed("pod made, run and seen to end"):
-        status = run_pod(cluster, namespace, body)
+        status = run_pod(any_cluster, namespace, body)
 
     assert status["phase"] == "Failed"
     assert (terminated(status)["exitCode"], terminated(status)["message"]) == (3, "bye")
-    assert cluster.core.read_namespaced_pod_log("exits", namespace) == "hello\n"
+    assert any_cluster.core.read_namespaced_pod_log("exits", namespace) == "hello\n"
 
 
-def test_a_container_above_its_memory_limit_is_killed(cluster: GivenCluster, namespace: str) -> None:
+def test_a_container_above_its_memory_limit_is_killed(any_cluster: GivenCluster, namespace: str) -> None:
     """The kernel's kill shows as `OOMKilled` with exit code 137."""
     limits = {"resources": {"limits": {"memory": "64Mi"}}}
-    status = run_pod(cluster, namespace, pod("greedy", "python3", "-c", "bytearray(300 << 20)", container=limits))
+    status = run_pod(any_cluster, namespace, pod("greedy", "python3", "-c", "bytearray(300 << 20)", container=limits))
 
     assert (terminated(status)["reason"], terminated(status)["exitCode"]) == ("OOMKilled", 137)
 
@@ -139,16 +138,16 @@ def test_loopback_is_shared_with_pods_on_the_host_network(own_cluster: Cluster, 
     assert status["phase"] == "Succeeded", own_cluster.core.read_namespaced_pod_log("local", namespace)
 
 
-def test_gpus_that_are_not_there_are_counted(cluster: GivenCluster, namespace: str) -> None:
+def test_gpus_that_are_not_there_are_counted(any_cluster: GivenCluster, namespace: str) -> None:
     """A pod waits for GPUs, starts when a node is given some, and lands on that node."""
-    name = cluster.node_names()[0]
+    name = any_cluster.node_names()[0]
     gpus = {"resources": {"limits": {GPU_RESOURCE: "2"}}}
-    create(cluster, namespace, pod("gpu", "sleep", "600", container=gpus))
-    waiting = status_when(cluster, namespace, "gpu", {"Pending"})
-    cluster.set_gpus(name, 2)
-    status_when(cluster, namespace, "gpu", {"Running"})
-    node_name = cluster.plain(cluster.core.read_namespaced_pod("gpu", namespace))["spec"]["nodeName"]
-    cluster.set_gpus(name, 0)
+    create(any_cluster, namespace, pod("gpu", "sleep", "600", container=gpus))
+    waiting = status_when(any_cluster, namespace, "gpu", {"Pending"})
+    any_cluster.set_gpus(name, 2)
+    status_when(any_cluster, namespace, "gpu", {"Running"})
+    node_name = any_cluster.plain(any_cluster.core.read_namespaced_pod("gpu", namespace))["spec"]["nodeName"]
+    any_cluster.set_gpus(name, 0)
 
     assert "hostIP" not in waiting
     assert node_name == name
