@@ -9,7 +9,8 @@ NODES ?= 1
 # The formats, the stores and the deciders: every line can be reached by a plain test, and is.
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
-	judgement breaker conditions pod_template strategic_merge pods ledger) \
+	judgement breaker conditions pod_template strategic_merge pods ledger \
+	capacity) \
 	$(patsubst %,worker/%.py,batching progress shards)
 empty :=
 comma := ,

@@ -38,6 +38,8 @@ class Ledger:
     """Output that the run has been opened on; empty = not yet. It never changes afterwards."""
     store_generation: int | None = None
     """Generation of the output that its workers work on."""
+    on_demand: tuple[int, ...] = ()
+    """Places that spot capacity has not come for: their next pod is started on demand."""
     restarted_for: int | None = None
     """metadata.generation whose `resume: Restart` has been carried out."""
     restart_from: int | None = None

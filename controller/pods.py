@@ -93,6 +93,8 @@ class PodFacts:
     finished_at: datetime | None
     is_running: bool
     """Whether the worker container runs."""
+    is_gated: bool
+    """Held back by a scheduling gate: its queue has not admitted it yet."""
     deletion_at: datetime | None
     """`metadata.deletionTimestamp`: when its grace period is over."""
     waiting_reason: str
@@ -160,6 +162,7 @@ def read_pod(pod: Mapping[str, Any]) -> PodFacts:
         started_at=started_at,
         finished_at=finished_at,
         is_running=bool(running),
+        is_gated=bool((pod.get("spec") or {}).get("schedulingGates")),
         deletion_at=_instant(metadata.get("deletionTimestamp")),
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",

@@ -32,6 +32,7 @@ from contract.store.open import normalised_uri, open_store
 from controller import api, codec, ledger
 from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun, Resume
+from controller.capacity import granted, impatient
 from controller.cluster import (
     ApiError,
     ApiUnavailable,
@@ -109,6 +110,8 @@ class RunReconciler:
         self._opened: OpenedRun | None = None
         self._opened_for: int | None = None
         """metadata.generation that `_opened` belongs to."""
+        self._on_demand: frozenset[int] = frozenset()
+        """Places whose next pod is started on demand."""
         self._trouble = ""
         """Why the last pod could not be created; empty when it could."""
 
@@ -261,6 +264,9 @@ class RunReconciler:
         )
         now = tools.now()
         workers = await tools.observation.views_of(self.key, now)
+        pods = [pod for pod in tools.observation.pods_of(self.key) if pod.run_uid == self.key.uid]
+        waiting = impatient(run, pods, noted.on_demand, now=now)
+        noted = replace(noted, on_demand=granted(noted.on_demand, pods, waiting))
         decision = await self._blocking(
             lambda: plan(
                 run=run,
@@ -275,6 +281,9 @@ class RunReconciler:
         before = self._resource.get("status") or {}
         await self._write_status(self._status(decision, replace(noted, memory=decision.memory)))
         self._tell(before, noted.memory, decision)
+        for pod in waiting:
+            await self._stop(pod.name, pod.uid, Intent.SCALE_DOWN)
+        self._on_demand = frozenset(noted.on_demand)
         is_done = await self._apply_all(run, decision, manifests, workers)
         again_s = decision.requeue_after_s if is_done else FOLLOW_UP_S
         if any(worker.is_live for worker in workers) or decision.actions:
@@ -361,6 +370,7 @@ class RunReconciler:
             image_pull_policy=tools.settings.worker_image_pull_policy or None,
             service_account=tools.settings.worker_service_account or None,
             avoid_nodes=action.avoid_nodes,
+            is_on_demand=action.slot in self._on_demand,
             run_labels=self._resource["metadata"].get("labels") or {},
         )
         try:
@@ -407,7 +417,9 @@ class RunReconciler:
         if pod is not None and not pod.is_deleted:
             path = core_path(self.key.namespace, "pods", action.name)
             is_unreachable = not pod.has_ended and worker is not None and pod.deletion_at is not None
-            await self._tools.cluster.delete(path, uid=action.uid, grace_s=0 if is_unreachable else None)
+            # A worker that never ran has nothing to commit.
+            grace_s = 0 if is_unreachable else None if pod.evidence.has_started else 1
+            await self._tools.cluster.delete(path, uid=action.uid, grace_s=grace_s)
         observation.forget(action.uid)
 
     async def _hold_until_drained(self) -> None:

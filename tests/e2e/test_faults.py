@@ -66,12 +66,12 @@ def test_a_controller_that_is_killed_at_random_moments(
     """Twenty SIGKILLs: never a pod too many, no restart counted that was none, every record once."""
     chance = random.Random(20)
     with PodWatch(cluster.kubeconfig).watching() as watch:
-        slow(run, copies=3)
+        slow(run, copies=6)
         for _ in range(KILLS):
             time.sleep(chance.uniform(0.3, 4.0))
             controller.kill()
             controller.start()
-        ended_well(run, api, records=600)
+        ended_well(run, api, records=1200)
     events = [(at_s, 1) for at_s in watch.created().values()] + [(at_s, -1) for at_s in watch.ended().values()]
     living = peak = 0
     for _, change in sorted(events):
@@ -103,19 +103,48 @@ def test_two_controllers_at_once(run: Run, api: Api, controller: Controller, tmp
     assert status["restarts"]["byClass"] == {"SpotEviction": 1}
 
 
+def test_a_standby_takes_over(run: Run, api: Api, controller: Controller, tmp_path: Any) -> None:
+    """Of two controllers one leads; when it is killed the other goes on within the Lease's time."""
+    wait_for(lambda: _says(controller, "leading"), "the first to lead")
+    environment = {**controller.environment, "INFERENCERUN_CONTROLLER_IDENTITY": "standby"}
+    standby = Controller(environment, tmp_path / "standby.log")
+    standby.start()
+    try:
+        wait_for(lambda: _says(standby, "probes"), "the second to be up")
+        run.apply()
+        wait_for(lambda: api.pods(run.name), "a pod")
+        assert not _says(standby, "leading")
+        controller.kill()
+        killed_s = time.monotonic()
+        wait_for(lambda: _says(standby, "leading"), "the second to lead")
+        took_s = time.monotonic() - killed_s
+        status = api.wait_for_phase(run.name, "Succeeded", "Failed")
+    finally:
+        assert standby.process is not None
+        end(standby.process)
+
+    assert took_s < 10  # the tests' Lease lasts 4 s
+    assert status["phase"] == "Succeeded"
+    assert run.verified()["records"] == 200
+
+
+def _says(controller: Controller, message: str) -> bool:
+    return any(line["message"] == message for line in controller.lines())
+
+
 def test_pods_that_are_evicted_or_deleted(
     run: Run, api: Api, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each is replaced within two seconds of its end, and nothing is lost or charged."""
     with PodWatch(cluster.kubeconfig).watching() as watch:
-        slow(run, copies=3)
+        slow(run, copies=12)
         harmed = 0
         for harm in (evict, lambda api, name: api.core.delete_namespaced_pod(name, NAMESPACE)) * 3:
             pods = wait_for(lambda: api.running_pods(run.name), "a pod to run")
             harm(api, pods[harmed % len(pods)].metadata.name)
             harmed += 1
             wait_for(lambda: len(api.running_pods(run.name)) == 2, "its replacement to run")
-        status = ended_well(run, api, records=600)
+        status = ended_well(run, api, records=2400)
     waits = sorted(_waits(watch))
     with capsys.disabled():
         print(f"\nfailure -> replacement: {', '.join(f'{wait_s:.2f}' for wait_s in waits)} s")  # noqa: T201
@@ -139,7 +168,7 @@ def _waits(watch: PodWatch) -> list[float]:
 
 def test_an_api_server_that_is_away(run: Run, api: Api, cluster: Cluster, controller: Controller) -> None:
     """For 90 s: workers go on, the controller waits, and the run ends without anybody's help."""
-    slow(run, copies=4)
+    slow(run, copies=12)
     run.wait_for_records(1)
 
     cluster.stop_apiserver()
@@ -147,7 +176,7 @@ def test_an_api_server_that_is_away(run: Run, api: Api, cluster: Cluster, contro
     assert controller.is_running
     cluster.start_apiserver()
 
-    ended_well(run, api, records=800)
+    ended_well(run, api, records=2400)
     assert controller.is_running
 
 
@@ -155,14 +184,14 @@ def test_a_node_that_is_killed(run: Run, api: Api, cluster: Cluster) -> None:
     """Kubelet, containerd and all its processes at once: its pods are replaced elsewhere, and nobody pays."""
     name = cluster.add_node()
     try:
-        slow(run, copies=5, count=4)
+        slow(run, copies=12, count=4)
         wait_for(
             lambda: any(pod.spec.node_name == name for pod in api.running_pods(run.name)), f"a pod to run on {name}"
         )
         run.wait_for_records(10)
 
         cluster.kill_node(name)
-        status = ended_well(run, api, records=1000)
+        status = ended_well(run, api, records=2400)
     finally:
         cluster.remove_node(name)
 
@@ -173,14 +202,14 @@ def test_a_pod_that_is_cut_off_and_works_on(run: Run, api: Api, cluster: Cluster
     """Its kubelet is silent, so it is given up and replaced; it goes on writing, and is fenced by the epoch."""
     name = cluster.add_node()
     try:
-        slow(run, copies=5, count=4)
+        slow(run, copies=12, count=4)
         wait_for(
             lambda: any(pod.spec.node_name == name for pod in api.running_pods(run.name)), f"a pod to run on {name}"
         )
         run.wait_for_records(10)
 
         cluster.pause_kubelet(name)
-        ended_well(run, api, records=1000)
+        ended_well(run, api, records=2400)
     finally:
         cluster.resume_kubelet(name)
         cluster.remove_node(name)
