@@ -17,7 +17,7 @@ comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e verify lint bench bench-gpu cluster-up cluster-down clean
+.PHONY: help setup demo test e2e verify lint bench bench-gpu bench-controller cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -54,6 +54,9 @@ bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints cost
 
 bench-gpu: $(SETUP) ## measure ESM-2 650M and 3B on one GPU, beside a large GEMM of the same run (under 8 minutes)
 	$(BIN)/python benchmarks/gpu_esm2.py
+
+bench-controller: $(SETUP) ## measure the controller with 500 pods that no kubelet runs: memory, requests, response (root)
+	$(BIN)/python -m benchmarks.controller
 
 cluster-up: $(SETUP) ## start a Kubernetes cluster on this machine (root; NODES=1), print its kubeconfig
 	@$(BIN)/python -m tests.cluster up --nodes $(NODES)

@@ -70,6 +70,7 @@ async def _run(settings: Settings) -> int:
         try:
             return await part.work()
         finally:
+            logger.info("ended", extra={"requests": cluster.num_requests})
             await leader.give_up()
             await probes.cleanup()
             await cluster.close()

@@ -140,6 +140,7 @@ def test_pods_that_are_evicted_or_deleted(
         slow(run, copies=12)
         harmed = 0
         for harm in (evict, lambda api, name: api.core.delete_namespaced_pod(name, NAMESPACE)) * 3:
+            run.wait_for_records(1 + (run.status().get("progress") or {}).get("records", 0))
             pods = wait_for(lambda: api.running_pods(run.name), "a pod to run")
             harm(api, pods[harmed % len(pods)].metadata.name)
             harmed += 1
