@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubernetes.client import ApiException
 
 from tests.cluster.cluster import KUBECONFIG_VARIABLE, Cluster, GivenCluster
 from tests.cluster.images import TARGETS, base_archive, build_images, image_name
@@ -64,16 +63,6 @@ def namespace(any_cluster: GivenCluster) -> Iterator[str]:
     """Name of a fresh namespace in which pods can be made."""
     name = f"test-{os.getpid()}-{next(_namespace_numbers)}"
     any_cluster.core.create_namespace({"metadata": {"name": name}})  # type: ignore[arg-type]  # the client takes JSON as well
-    wait_until(lambda: _has_service_account(any_cluster, name), f"the service account of {name}", 30)
+    wait_until(lambda: any_cluster.takes_pods(name), f"namespace {name} to take pods", 30)
     yield name
     any_cluster.core.delete_namespace(name)
-
-
-def _has_service_account(cluster: GivenCluster, namespace: str) -> bool:
-    try:
-        cluster.core.read_namespaced_service_account("default", namespace)
-    except ApiException as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
