@@ -4,21 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/installed
 MODEL ?= kmer
+NODES ?= 1
 
 # The formats, the stores and the deciders: every line can be reached by a plain test, and is.
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
-	judgement breaker conditions) \
+	judgement breaker conditions pod_template strategic_merge pods ledger \
+	capacity) \
 	$(patsubst %,worker/%.py,batching progress shards)
 empty :=
 comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-gpu clean
+.PHONY: help setup demo test e2e verify lint bench bench-gpu bench-controller cluster-up cluster-down clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 setup: $(SETUP) ## create .venv with everything installed (again only when pyproject.toml or constraints.txt changed)
 
@@ -29,6 +31,14 @@ test: $(SETUP) ## run all tests; fails below 95 % line coverage of formats, stor
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 --cov=contract --cov=controller --cov=worker --cov=cli --cov-report=
 	$(BIN)/coverage report --include='$(GATED_LIST)' --skip-covered --fail-under=95
+
+e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), or on that of E2E_KUBECONFIG
+	$(BIN)/python -m tests.cluster prepare
+	$(BIN)/pytest -m e2e -p no:randomly tests/cluster tests/e2e
+
+verify: $(SETUP) ## render what is generated; fails when the committed copy is another
+	$(BIN)/python -m tests.chart.rendering
+	git diff --exit-code -- deploy
 
 lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .
@@ -45,6 +55,15 @@ bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints cost
 bench-gpu: $(SETUP) ## measure ESM-2 650M and 3B on one GPU, beside a large GEMM of the same run (under 8 minutes)
 	$(BIN)/python benchmarks/gpu_esm2.py
 
+bench-controller: $(SETUP) ## measure the controller with 500 pods that no kubelet runs: memory, requests, response (root)
+	$(BIN)/python -m benchmarks.controller
+
+cluster-up: $(SETUP) ## start a Kubernetes cluster on this machine (root; NODES=1), print its kubeconfig
+	@$(BIN)/python -m tests.cluster up --nodes $(NODES)
+
+cluster-down: $(SETUP) ## end that cluster, leave nothing behind
+	@$(BIN)/python -m tests.cluster down
+
 clean: ## remove build products, caches and the demo's output; .venv stays
 	rm -rf build dist *.egg-info demo-output .coverage* .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -57,7 +76,7 @@ $(SETUP): pyproject.toml constraints.txt
 	if [ -z "$$python" ]; then echo 'No Python >= 3.11 found: install one, or name it: make setup PYTHON=...' >&2; exit 1; fi; \
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install -qq 'pip>=25.1,<26.2'
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[worker,cli]' --group test --group lint
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[controller,worker,cli]' --group test --group lint
 	@$(BIN)/python -c 'import torch; print(f"torch {torch.__version__}:", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build")'
 	@if ls -d $(VENV)/lib/python3*/site-packages/nvidia_*.dist-info >/dev/null 2>&1 && [ -n "$(REQUIRE_CPU_TORCH)" ]; then \
 	    echo 'CUDA packages came with torch, and REQUIRE_CPU_TORCH is set: offer pip a CPU build of the version in constraints.txt' >&2; \

@@ -39,7 +39,7 @@ from contract.store.open import normalised_uri, open_store
 from contract.store.probe import probe
 from controller import api
 from controller.api import InferenceRun, ModelName, Resume
-from controller.run_store import RunStore
+from controller.run_store import RunStore, wanted_record
 from controller.status import status_fields
 
 GRACE = timedelta(seconds=30)
@@ -144,7 +144,7 @@ def _coordinate(
     as_json: bool,
 ) -> Ended:
     store = RunStore(committer, new_id=new_commit_id)
-    wanted = _wanted_record(run, objects)
+    wanted = wanted_record(run, objects, uid=new_commit_id())
     restarts = restart or (run.spec.resume is Resume.RESTART and _must_restart(store, wanted))
     opened = store.open_run(wanted, objects, restarts=restarts)
     directory = work_directory(run.spec.output.uri, opened.record.generation)
@@ -177,23 +177,6 @@ def _coordinate(
         turn=turn,
         was_interrupted=interrupts.count > 0 and turn.status.phase not in {Phase.SUCCEEDED, Phase.FAILED},
         logs=None if is_success else directory,
-    )
-
-
-def _wanted_record(run: InferenceRun, objects: tuple[InputObject, ...]) -> RunRecord:
-    spec = run.spec
-    return RunRecord(
-        name=run.name,
-        uid=new_commit_id(),
-        generation=1,
-        input=run_record.input_identity(
-            objects, fmt=spec.input.format, id_field=spec.input.id_field, value_field=spec.input.value_field
-        ),
-        model=api.model_identity(spec),
-        shard_bytes=spec.input.shard_bytes,
-        version=1,
-        commit_id="",
-        history=(),
     )
 
 

@@ -19,6 +19,7 @@ from contract.plan import InputFormat
 from contract.run_record import ModelIdentity
 from contract.settings import CheckpointSettings, ModelSettings, RowKind, TooLong, WorkerSettings
 from controller.fields import Section
+from controller.strategic_merge import mistakes
 
 MIB = 2**20
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -394,6 +395,8 @@ def _workers(section: Section) -> WorkersSpec:
         attempt_timeout_s=section.optional_seconds("attemptTimeoutSeconds"),
         no_progress_timeout_s=section.seconds("noProgressTimeoutSeconds", 600.0),
     )
+    for path, value, remedy in mistakes(spec.template):
+        section.wrong(f"template.{path}", value, remedy)
     capacity.close()
     section.close()
     return spec
@@ -419,7 +422,7 @@ def _checkpoint(section: Section, *, prefer: Capacity, viral: str) -> tuple[Prof
         section.wrong(
             "emergencySeconds",
             settings.emergency_seconds,
-            f"it must exceed everySeconds, which is {settings.every_seconds:g} (profile {profile}); set both",
+            f"emergencySeconds must exceed everySeconds, which is {settings.every_seconds:g} (profile {profile}); set both",
         )
     section.close()
     return profile, settings

@@ -230,7 +230,9 @@ def _intended(case: _Case) -> Verdict | None:
         return _verdict(FailureClass.INTENDED, "the queue or job controller asked for its end (TerminationTarget)")
     if case.code == ExitCode.FENCED:
         return _verdict(FailureClass.INTENDED, case.told("exit 79: its shard had been given to another worker"))
-    if seen.has_deletion_timestamp and case.code is None and not seen.disruption_reason and not seen.is_spot_node:
+    # A node that is lost gets its pods deleted, before 1.26 without another word.
+    is_plain_deletion = seen.has_deletion_timestamp and case.code is None and not seen.disruption_reason
+    if is_plain_deletion and not seen.is_spot_node and seen.node_state not in _LOST_NODES:
         return _verdict(FailureClass.INTENDED, "somebody deleted it")
     return None
 

@@ -19,6 +19,11 @@ _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
     f"{letter}i": 2 ** (10 * power) for power, letter in enumerate("KMGTP", start=1)
 }
 
+MAX_TEXT_LENGTH = 2048
+"""Characters; an object key has at most 1,024 bytes. Bounds keep a resource within what etcd stores."""
+MAX_TEXTS = 1000
+"""Items of a list; a pattern or prefix stands for any number of objects."""
+
 
 def parse_quantity(text: str) -> int | None:
     """Bytes in a Kubernetes quantity ("64Mi", "1.5G", "1024"); None when it is none, or no whole number."""
@@ -108,11 +113,13 @@ class Section:
         return default
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A non-empty text; without `default` it must be given."""
+        """A text of 1 to MAX_TEXT_LENGTH characters; without `default` it must be given."""
         value = self._take(name)
+        if _is_text(value):
+            return str(value)
         if isinstance(value, str) and value:
-            return value
-        if value is not None or default is None:
+            self.wrong(name, f"{value[:40]}…", f"use at most {MAX_TEXT_LENGTH} characters")
+        elif value is not None or default is None:
             self.wrong(name, value, "a text is required here" if default is None else "use a text")
         return default or ""
 
@@ -122,11 +129,16 @@ class Section:
         return found if self.has(name) or name not in self._found else None
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of at least one non-empty text."""
+        """A list of 1 to MAX_TEXTS texts."""
         value = self._take(name)
-        if isinstance(value, list | tuple) and value and all(isinstance(item, str) and item for item in value):
+        if isinstance(value, list | tuple) and 0 < len(value) <= MAX_TEXTS and all(_is_text(item) for item in value):
             return tuple(value)
-        self.wrong(name, value, "use a list of at least one text")
+        if isinstance(value, list | tuple) and len(value) > MAX_TEXTS:
+            self.wrong(
+                name, f"a list of {len(value)}", f"use at most {MAX_TEXTS} items; a pattern or prefix takes in many"
+            )
+        else:
+            self.wrong(name, value, f"use a list of at least one text, of at most {MAX_TEXT_LENGTH} characters each")
         return ()
 
     def choice(self, name: str, default: Choice) -> Choice:
@@ -172,6 +184,10 @@ class Section:
     def _take(self, name: str) -> Any:
         self._known.add(name)
         return self._found.get(name)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT_LENGTH
 
 
 def _nearest(value: Any, known: Any) -> str:

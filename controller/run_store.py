@@ -18,8 +18,10 @@ from contract.plan import InputObject, Plan
 from contract.run_record import RunRecord
 from contract.store.commit import Committer
 from contract.store.errors import NotFound, Superseded
+from contract.store.probe import probe
 from contract.store.protocol import ETag, Listed
 from controller.actions import ReleaseShard
+from controller.api import InferenceRun, model_identity
 
 READERS = 8
 """Manifests fetched at once."""
@@ -36,6 +38,30 @@ class OpenedRun:
     plan: Plan
 
 
+def wanted_record(run: InferenceRun, objects: tuple[InputObject, ...], *, uid: str) -> RunRecord:
+    """The record of a first generation with the identity that `run` asks for. Pure.
+
+    Args:
+        run: the spec.
+        objects: the input as listed.
+        uid: of the run, should it be new.
+    """
+    spec = run.spec
+    return RunRecord(
+        name=run.name,
+        uid=uid,
+        generation=1,
+        input=run_record.input_identity(
+            objects, fmt=spec.input.format, id_field=spec.input.id_field, value_field=spec.input.value_field
+        ),
+        model=model_identity(spec),
+        shard_bytes=spec.input.shard_bytes,
+        version=1,
+        commit_id="",
+        history=(),
+    )
+
+
 class RunStore:
     """One output URI, as the controller sees it."""
 
@@ -48,6 +74,10 @@ class RunStore:
     def uri(self) -> str:
         """The output URI."""
         return self._committer.store.uri
+
+    def probe(self) -> None:
+        """Raise UnsuitableStore unless conditional puts work here; ask before the first use of an output."""
+        probe(self._committer.store, nonce=self._new_id())
 
     def read_record(self) -> RunRecord | None:
         """run.json, None when there is no run yet. Raises Corrupt or NewerFormat."""

@@ -1,3 +1,3 @@
-"""Fixtures for all tests: see `tests.servers`."""
+"""Fixtures for all tests: see `tests.servers` and `tests.cluster.fixtures`."""
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.cluster.fixtures"]

@@ -114,6 +114,13 @@ def _is_loopback(host: str) -> bool:
         return host in {"", "localhost"}
 
 
+@contextmanager
+def ministack(directory: Path) -> Iterator[S3Server]:
+    """Ministack over HTTP, for programs that are no tests; its files lie in `directory`."""
+    with _ministack(directory, {}) as port:
+        yield S3Server(f"http://{LOOPBACK}:{port}")
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Ministack over HTTP."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
 import signal
+
+if __name__ == "__main__":
+    # The kernel drops signals that the first process of a container does not handle, so a SIGTERM that meets it while
+    # torch is being imported would cost the whole grace period. Nothing has been claimed yet.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+
+import logging
+import platform
 import sys
 import threading
 import traceback
@@ -19,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contract import names, settings
+from contract import logs, names, settings
 from contract.errors import InferenceRunError, SpecError
 from contract.manifest import Owner, ShardManifest
 from contract.names import ExitCode, FailureClass
@@ -27,7 +33,6 @@ from contract.plan import Plan
 from contract.process_identity import own_identity
 from contract.store.commit import Committer
 from contract.store.open import open_store
-from worker import logs
 from worker.flight_recorder import FlightRecorder
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer

@@ -1,4 +1,4 @@
-"""Logging of a worker: one JSON object a line in a pod, short plain lines elsewhere. Configured by __main__ only."""
+"""Logging of workers and controller: one JSON object a line. Configured by their __main__ only."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""What the controller keeps in `status.memory` of a run: the planner's memory and its own few facts, as text. Pure.
+
+A JSON document, compressed when it is long: with thousands of workers it would otherwise outgrow what etcd takes. What
+`status` shows anyway (conditions) is taken from there. A text that cannot be read is an empty ledger: nothing is lost
+or doubled by that, a few counts begin anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from contract.errors import Corrupt
+from controller import codec
+from controller.conditions import Condition
+from controller.memory import RunMemory
+
+logger = logging.getLogger(__name__)
+
+PLAIN_BYTES = 4096
+"""Longer documents are compressed; shorter ones can be read by people."""
+MAX_BYTES = 262_144
+"""Of the text; the CRD allows twice as much, and etcd takes 1.5 MiB for the whole object."""
+_COMPRESSED = "zlib:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The memory of one run."""
+
+    memory: RunMemory = field(default_factory=RunMemory)
+    output_uri: str = ""
+    """Output that the run has been opened on; empty = not yet. It never changes afterwards."""
+    store_generation: int | None = None
+    """Generation of the output that its workers work on."""
+    on_demand: tuple[int, ...] = ()
+    """Places that spot capacity has not come for: their next pod is started on demand."""
+    restarted_for: int | None = None
+    """metadata.generation whose `resume: Restart` has been carried out."""
+    restart_from: int | None = None
+    """Generation of the output that a restart, begun and perhaps not ended, leaves; None = no restart is under way."""
+
+
+def to_text(ledger: Ledger) -> str:
+    """Text for `status.memory`, at most MAX_BYTES."""
+    slim = replace(ledger, memory=replace(ledger.memory, conditions=()))
+    for memory in (
+        slim.memory,
+        # Never needed for truth: see RunMemory.
+        replace(slim.memory, judged=slim.memory.judged[-32:], samples=(), last_failures=()),
+        RunMemory(resource_generation=slim.memory.resource_generation, started_at=slim.memory.started_at),
+    ):
+        text = _packed(replace(slim, memory=memory))
+        if len(text) <= MAX_BYTES:
+            break
+    return text
+
+
+def from_status(status: Mapping[str, Any]) -> Ledger:
+    """The ledger in the status of a run; an empty one when there is none, or none that can be read."""
+    text = status.get("memory") or ""
+    if not text:
+        return Ledger()
+    try:
+        body = (
+            zlib.decompress(base64.b64decode(text.removeprefix(_COMPRESSED))) if text.startswith(_COMPRESSED) else text
+        )
+        ledger = codec.from_fields(Ledger, json.loads(body), where="status.memory")
+        conditions = tuple(
+            codec.from_fields(Condition, item, where="status.conditions") for item in status.get("conditions") or ()
+        )
+    except (Corrupt, ValueError, zlib.error) as error:
+        logger.warning("status.memory cannot be read; counting anew", extra={"detail": str(error)})
+        return Ledger()
+    return replace(ledger, memory=replace(ledger.memory, conditions=conditions))
+
+
+def _packed(ledger: Ledger) -> str:
+    text = json.dumps(codec.to_fields(ledger), separators=(",", ":"), sort_keys=True)
+    if len(text) <= PLAIN_BYTES:
+        return text
+    return _COMPRESSED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()

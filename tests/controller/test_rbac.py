@@ -1,0 +1,32 @@
+"""deploy/rbac.yaml: the rights that the controller's requests need, no more and no less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+USED = {
+    ("inferencerun.dev", "inferenceruns"): {"get", "list", "watch", "patch", "delete"},
+    ("inferencerun.dev", "inferenceruns/status"): {"patch"},
+    ("inferencerun.dev", "inferenceruns/finalizers"): {"update"},
+    ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "nodes"): {"get", "list", "watch"},
+    ("", "events"): {"create"},
+    ("coordination.k8s.io", "leases"): {"get", "create", "update"},
+}
+"""What controller/reconciler.py, observation.py, runs.py, events.py, leader.py and kopf ask for."""
+
+
+def test_the_rights_are_those_that_are_used() -> None:
+    """Wildcards, and rights that nothing uses, have no place in it; the end-to-end tests show that nothing lacks."""
+    given: dict[tuple[str, str], set[str]] = {}
+    for document in yaml.safe_load_all((PROJECT / "deploy/rbac.yaml").read_text()):
+        for rule in document.get("rules") or []:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    given.setdefault((group, resource), set()).update(rule["verbs"])
+
+    assert given == USED

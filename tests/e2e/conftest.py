@@ -1,0 +1,134 @@
+"""One cluster, one store and one controller for all end-to-end tests.
+
+`E2E_CLUSTER_DIRECTORY` names the folder of a cluster that is up (`python -m tests.cluster up --directory ...`, with its
+images loaded); without it one is brought up for the session, and taken down after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.store.s3 import S3Store
+from tests.cluster.cluster import Cluster
+from tests.cluster.images import build_images
+from tests.e2e.access import controller_kubeconfig
+from tests.e2e.operator import Api, Controller, controller_environment, end, resource, verified, wait_for
+from tests.servers import S3Server
+
+PROJECT = Path(__file__).resolve().parents[2]
+PROTEINS = PROJECT / "examples/data/proteins.fasta"
+NODES = 2
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of at least two nodes that have the worker's image."""
+    directory = os.environ.get("E2E_CLUSTER_DIRECTORY")
+    if directory:
+        yield Cluster.attach(Path(directory))
+        return
+    with Cluster(tmp_path_factory.mktemp("cluster"), nodes=NODES) as found:
+        for archive in build_images(tmp_path_factory.mktemp("images")).values():
+            found.load_image(archive)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def api(cluster: Cluster) -> Api:
+    """The cluster's API, with the CRD."""
+    found = Api(cluster.kubeconfig)
+    found.install_crd(PROJECT / "deploy/crd.yaml")
+    return found
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket with proteins, and where runs may write."""
+
+    name: str
+    server: S3Server
+
+    def proteins(self, copies: int) -> list[str]:
+        """URIs of `copies` objects of 200 real proteins each."""
+        return [f"s3://{self.name}/in/{copy:03}.fasta" for copy in range(copies)]
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_server: S3Server) -> Bucket:
+    """5,000 proteins in 25 objects."""
+    with pytest.MonkeyPatch.context() as patch:
+        s3_server.use(patch)
+        name = s3_server.new_bucket()
+        store = S3Store(name, "")
+        for copy in range(25):
+            store.put_create(f"in/{copy:03}.fasta", PROTEINS.read_bytes())
+    return Bucket(name, s3_server)
+
+
+@pytest.fixture(scope="session")
+def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kubeconfig of the controller, with the rights that it is given and no others."""
+    target = tmp_path_factory.mktemp("access") / "kubeconfig"
+    return controller_kubeconfig(cluster.kubeconfig, PROJECT / "deploy/rbac.yaml", target)
+
+
+@pytest.fixture
+def controller(access: Path, api: Api, bucket: Bucket, tmp_path: Path) -> Iterator[Controller]:
+    """A controller of this test's own, started."""
+    found = Controller(controller_environment(access, bucket.server.environment), tmp_path / "controller.log")
+    found.start()
+    yield found
+    if found.process is not None:
+        end(found.process)
+
+
+@dataclass
+class Run:
+    """A run of one test."""
+
+    name: str
+    output: str
+    api: Api
+    bucket: Bucket
+
+    def apply(self, *, copies: int = 1, **changes: Any) -> dict[str, Any]:
+        """Create it over `copies` objects of 200 proteins each."""
+        endpoint = self.bucket.server.endpoint_url
+        return self.api.apply(resource(self.name, self.bucket.proteins(copies), self.output, endpoint, **changes))
+
+    def verified(self) -> dict[str, Any]:
+        """What `inferencerun verify` says."""
+        return verified(self.output, {**os.environ, **self.bucket.server.environment})
+
+    def status(self) -> dict[str, Any]:
+        """Its status."""
+        return self.api.status(self.name)
+
+    def wait_for_records(self, count: int) -> None:
+        """Wait until so many records are done."""
+        wait_for(
+            lambda: (self.status().get("progress") or {}).get("records", 0) >= count,
+            f"{count} records",
+            why=self.status,
+        )
+
+
+@pytest.fixture
+def run(api: Api, bucket: Bucket, controller: Controller) -> Iterator[Run]:
+    """A run's name and output; the run is deleted afterwards, while the controller still runs."""
+    number = next(_names)
+    found = Run(f"run-{os.getpid()}-{number}", f"s3://{bucket.name}/runs/{os.getpid()}-{number}", api, bucket)
+    yield found
+    if not controller.is_running:
+        controller.start()
+    if api.run(found.name) is not None:
+        api.delete(found.name)
+        wait_for(lambda: api.run(found.name) is None, f"run {found.name} to go", patience_s=90)
