@@ -52,7 +52,8 @@ bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints cost
 	$(BIN)/python benchmarks/checkpoint_cost.py
 	$(BIN)/python benchmarks/million_records.py
 
-bench-gpu: $(SETUP) ## measure ESM-2 650M and 3B on one GPU, beside a large GEMM of the same run (under 8 minutes)
+bench-gpu: $(SETUP) ## run the GPU tests, then measure ESM-2 650M and 3B beside a large GEMM of the same run (under 8 minutes)
+	$(BIN)/pytest -m gpu tests/worker/models
 	$(BIN)/python benchmarks/gpu_esm2.py
 
 bench-controller: $(SETUP) ## measure the controller with 500 pods that no kubelet runs: memory, requests, response (root)

@@ -191,7 +191,8 @@ def test_a_pod_that_waits_in_vain_has_ended(state: dict[str, Any], after_s: floa
         (pod("Failed", state=terminated(77)), READY, "GpuHardware"),
         (pod("Failed", state=terminated(64)), READY, "Configuration"),
         (pod("Failed", state=terminated(1, message="Traceback: boom")), READY, "Transient"),
-        (pod("Failed", state=terminated(0, "Completed")), READY, "Done"),
+        (pod("Failed", state=terminated(0, "Completed", message=to_text(Flight(exit_code=0)))), READY, "Done"),
+        (pod("Failed", state=terminated(0, "Completed")), READY, "Transient"),  # no worker of ours said so
         (pod("Failed", state=terminated(143), conditions={"TerminationTarget": "WorkloadEvicted"}), READY, "Intended"),
         (pod("Failed", state=terminated(143), metadata=deleted("suspended")), READY, "Intended"),
         (pod("Failed", state=terminated(143), metadata=deleted("stalled")), READY, "Transient"),

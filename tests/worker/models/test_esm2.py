@@ -245,7 +245,6 @@ def test_the_varlen_kernel_is_given_the_bounds_of_the_sequences(monkeypatch, has
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_gpu_agrees_with_the_cpu(model_8m, precision):
     """On a GPU, by whichever kernel: rows near the CPU's, and the same bits when asked twice."""
