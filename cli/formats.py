@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-ROW_GROUP_BYTES = 16 << 20
+ROW_GROUP_BYTES = 8 << 20
 """Of a Parquet file: large enough to scan fast, small enough to hold."""
 
 
@@ -257,6 +257,7 @@ class ParquetWriter:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))
             self._waiting, self._waiting_bytes = [], 0
+            pa.default_memory_pool().release_unused()  # it would keep the largest row group's buffers, twice and more
 
 
 FORMATS: dict[str, Callable[[Path, Facts], Writer]] = {

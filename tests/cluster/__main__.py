@@ -34,7 +34,7 @@ def _up(arguments: argparse.Namespace) -> None:
     begun = time.monotonic()
     cluster = Cluster(arguments.directory, nodes=arguments.nodes)
     cluster.up()
-    say(f"up with {arguments.nodes} nodes after {time.monotonic() - begun:.0f} s")
+    say(f"up with {arguments.nodes} node{'s' * (arguments.nodes != 1)} after {time.monotonic() - begun:.0f} s")
     print(cluster.kubeconfig)  # noqa: T201
 
 

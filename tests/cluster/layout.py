@@ -24,7 +24,7 @@ MAX_NODES = 99
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Chosen by the operating system, once for the cluster's life."""
+    """Chosen among the free ones, once for the cluster's life."""
 
     etcd_client: int
     etcd_peer: int

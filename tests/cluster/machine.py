@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.cluster.processes import wait_until
 from tests.cluster.programs import run
 
 _CLUSTER_NUMBERS = range(180, 250)
+_FIRST_PORT = 12000
 # The kubelet sets these and nobody sets them back.
 _KERNEL_SETTINGS = (
     "vm/overcommit_memory",
@@ -31,12 +33,26 @@ _KERNEL_SETTINGS = (
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of loopback that were free a moment ago, all different."""
+    """TCP ports of loopback that were free a moment ago, all different.
+
+    They lie below the range from which the system numbers outgoing connections: a server that is down for a while must
+    find its port again, however many clients connected to somewhere meanwhile.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    candidates = list(range(_FIRST_PORT, first_outgoing))
+    random.shuffle(candidates)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        found: list[int] = []
+        for port in candidates:
+            if len(found) == count:
+                break
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # in use: the next one
+                one.bind((LOOPBACK, port))
+                found.append(port)
+    if len(found) < count:
+        raise ClusterError(f"{count} free ports wanted between {_FIRST_PORT} and {first_outgoing}, found {len(found)}")
+    return found
 
 
 def claim_number() -> int:
