@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +34,8 @@ from controller.token_bucket import TokenBucket
 logger = logging.getLogger("controller")
 
 NAME = "inferencerun-operator"
+GIVE_UP_S = 3.0
+"""For leaving the Lease at the end: whoever is next waits a little longer otherwise."""
 
 
 def main() -> int:
@@ -67,7 +70,8 @@ async def _run(settings: Settings) -> int:
             return await process.work()
         finally:
             logger.info("ended", extra={"requests": cluster.num_requests})
-            await process.leader.give_up()
+            with contextlib.suppress(TimeoutError):  # it is a courtesy
+                await asyncio.wait_for(process.leader.give_up(), GIVE_UP_S)
             await probes.cleanup()
             await cluster.close()
             await lease_cluster.close()
@@ -99,8 +103,7 @@ class _Process:
         """Lead whenever it can; returns the exit code."""
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         while True:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, self._stop.set)  # kopf takes them in each term
+            self._take_signals()
             acquiring = asyncio.create_task(self.leader.acquire(), name="acquire")
             await asyncio.wait((stopping, acquiring), return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
@@ -109,16 +112,20 @@ class _Process:
             self._term = _Term(self._settings, self._cluster, self._executor)
             leading = asyncio.create_task(self.leader.keep(), name="lease")
             try:
-                ended = await self._term.work(stopping, leading, self._stop)
+                ended = await self._term.work(stopping, leading, self._stop, self._take_signals)
             finally:
                 self._term = None
-            if self._stop.is_set() or (ended.get_name() == "kopf" and ended.exception() is None):
-                return 0  # kopf ends in good order upon a signal
+            if self._stop.is_set():
+                return 0
             if ended is not leading:
                 logger.error("controller ends", extra={"part": ended.get_name(), "detail": repr(ended.exception())})
                 return 1
             # With the API server away nobody leads; once it is back whoever comes first does, from a fresh look.
             logger.warning("no longer leading", extra={"detail": str(ended.exception())})
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
 
 
 class _Term:
@@ -141,7 +148,11 @@ class _Term:
         )
 
     async def work(
-        self, stopping: asyncio.Task[Any], leading: asyncio.Task[None], stop: asyncio.Event
+        self,
+        stopping: asyncio.Task[Any],
+        leading: asyncio.Task[None],
+        stop: asyncio.Event,
+        take_signals: Callable[[], None],
     ) -> asyncio.Task[Any]:
         """Reconcile until something ends; returns what did."""
         tasks: list[asyncio.Task[Any]] = [leading, *self.observation.tasks()]
@@ -152,7 +163,10 @@ class _Term:
             done.discard(synced)
             if not done:
                 tasks.append(asyncio.create_task(self.runs.keep_listed(self._cluster, namespace), name="list of runs"))
-                tasks.append(operator(self.runs, connect=connection, namespace=namespace, stop=stop))
+                kopf = operator(
+                    self.runs, connect=connection, namespace=namespace, stop=stop, take_signals=take_signals
+                )
+                tasks.append(kopf)
                 done, _ = await asyncio.wait((stopping, *tasks), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self.runs.stop()
