@@ -1,7 +1,7 @@
 """Entry point of the controller: settings, leadership, watches, kopf; then it waits until something ends it.
 
-Exit codes: 0 after SIGTERM; 1 when leadership was lost or a part of it ended (its pod starts it anew); 64 for settings
-that cannot be used.
+A controller that loses the Lease drops what it knows, and waits to lead again. Exit codes: 0 after SIGTERM; 1 when a part
+of it ended (its pod starts it anew); 64 for settings that cannot be used.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import logging
 import signal
 import sys
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 from contract import logs
 from contract.errors import SpecError
@@ -22,7 +24,7 @@ from controller.cluster import Cluster, Object, connection
 from controller.events import EventRecorder
 from controller.handlers import operator
 from controller.health import serve
-from controller.leader import Leader, LeadershipLost
+from controller.leader import Leader
 from controller.observation import Observation
 from controller.reconciler import RunReconciler, Tools
 from controller.runs import Runs
@@ -32,6 +34,8 @@ from controller.token_bucket import TokenBucket
 logger = logging.getLogger("controller")
 
 NAME = "inferencerun-operator"
+GIVE_UP_S = 3.0
+"""For leaving the Lease at the end: whoever is next waits a little longer otherwise."""
 
 
 def main() -> int:
@@ -50,99 +54,126 @@ def main() -> int:
 
 
 async def _run(settings: Settings) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     cluster = Cluster(connection, writes=TokenBucket(settings.api_qps, settings.api_burst), name=NAME)
     # Renewals must not queue behind the creation of hundreds of pods.
     lease_cluster = Cluster(connection, writes=TokenBucket(10, 10), name=NAME)
-    leader = Leader(lease_cluster, settings, now=_now)
     with ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store") as executor:
-        part = _Part(settings, cluster, leader, executor, stop)
+        process = _Process(settings, cluster, Leader(lease_cluster, settings, now=_now), executor)
         probes = await serve(
             address=settings.health_address,
             port=settings.health_port,
-            is_ready=part.is_ready,
-            ages_s=part.ages_s,
+            is_ready=process.is_ready,
+            ages_s=process.ages_s,
             limit_s=settings.stale_watch_s,
         )
         try:
-            return await part.work()
+            return await process.work()
         finally:
             logger.info("ended", extra={"requests": cluster.num_requests})
-            await leader.give_up()
+            with contextlib.suppress(TimeoutError):  # it is a courtesy
+                await asyncio.wait_for(process.leader.give_up(), GIVE_UP_S)
             await probes.cleanup()
             await cluster.close()
             await lease_cluster.close()
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _Part:
-    """What a controller does once it leads, and what its probes say."""
+class _Process:
+    """Leads, term after term, until it is told to stop; and what its probes say."""
 
-    def __init__(
-        self, settings: Settings, cluster: Cluster, leader: Leader, executor: ThreadPoolExecutor, stop: asyncio.Event
-    ) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, leader: Leader, executor: ThreadPoolExecutor) -> None:
+        self.leader = leader
         self._settings = settings
         self._cluster = cluster
-        self._leader = leader
-        self._stop = stop
-        self._runs = runs = Runs(make=self._reconciler)
-        self._observation = Observation(cluster, namespace=settings.watch_namespace, wake=runs.wake)
+        self._executor = executor
+        self._stop = asyncio.Event()
+        self._term: _Term | None = None
+
+    def is_ready(self) -> bool:
+        """Whether it leads and sees, or waits to lead."""
+        return self._term is None or self._term.observation.pods.synced.is_set()
+
+    def ages_s(self) -> dict[str, float]:
+        """Seconds of silence of each watch."""
+        if self._term is None:
+            return {}
+        return {"pods": self._term.observation.pods.silent_s, "runs": self._term.runs.stale_s}
+
+    async def work(self) -> int:
+        """Lead whenever it can; returns the exit code."""
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        while True:
+            self._take_signals()
+            acquiring = asyncio.create_task(self.leader.acquire(), name="acquire")
+            await asyncio.wait((stopping, acquiring), return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                acquiring.cancel()
+                return 0
+            self._term = _Term(self._settings, self._cluster, self._executor)
+            leading = asyncio.create_task(self.leader.keep(), name="lease")
+            try:
+                ended = await self._term.work(stopping, leading, self._stop, self._take_signals)
+            finally:
+                self._term = None
+            if self._stop.is_set():
+                return 0
+            if ended is not leading:
+                logger.error("controller ends", extra={"part": ended.get_name(), "detail": repr(ended.exception())})
+                return 1
+            # With the API server away nobody leads; once it is back whoever comes first does, from a fresh look.
+            logger.warning("no longer leading", extra={"detail": str(ended.exception())})
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+
+
+class _Term:
+    """One time of leadership, with caches of its own: those of an earlier one may be out of date."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, executor: ThreadPoolExecutor) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self.runs = Runs(make=self._reconciler)
+        self.observation = Observation(cluster, namespace=settings.watch_namespace, wake=self.runs.wake)
         self._tools = Tools(
             cluster=cluster,
-            observation=self._observation,
+            observation=self.observation,
             events=EventRecorder(cluster, component=NAME, now=_now),
             settings=settings,
             executor=executor,
             now=_now,
             new_id=lambda: uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
-            rival_of=runs.rival_of,
+            rival_of=self.runs.rival_of,
         )
 
-    def is_ready(self) -> bool:
-        """Whether it leads and sees, or waits to lead."""
-        return not self._leader.is_leading or self._observation.pods.synced.is_set()
-
-    def ages_s(self) -> dict[str, float]:
-        """Seconds of silence of each watch."""
-        if not self._leader.is_leading:
-            return {}
-        return {"pods": self._observation.pods.silent_s, "runs": self._runs.stale_s}
-
-    async def work(self) -> int:
-        """Lead, and reconcile until stopped; returns the exit code."""
-        stopping = asyncio.create_task(self._stop.wait(), name="stop")
-        acquiring = asyncio.create_task(self._leader.acquire(), name="acquire")
-        await asyncio.wait((stopping, acquiring), return_when=asyncio.FIRST_COMPLETED)
-        if self._stop.is_set():
-            acquiring.cancel()
-            return 0
-        leading = asyncio.create_task(self._leader.keep(), name="lease")
-        tasks = [stopping, leading, *self._observation.tasks()]
+    async def work(
+        self,
+        stopping: asyncio.Task[Any],
+        leading: asyncio.Task[None],
+        stop: asyncio.Event,
+        take_signals: Callable[[], None],
+    ) -> asyncio.Task[Any]:
+        """Reconcile until something ends; returns what did."""
+        tasks: list[asyncio.Task[Any]] = [leading, *self.observation.tasks()]
+        synced = asyncio.create_task(self.observation.pods.synced.wait(), name="first list of pods")
+        namespace = self._settings.watch_namespace
         try:
-            synced = asyncio.create_task(self._observation.pods.synced.wait(), name="first list of pods")
-            await asyncio.wait((stopping, leading, synced), return_when=asyncio.FIRST_COMPLETED)
-            synced.cancel()
-            tasks.append(asyncio.create_task(self._runs.keep_listed(self._cluster, self._settings.watch_namespace)))
-            tasks.append(
-                operator(self._runs, connect=connection, namespace=self._settings.watch_namespace, stop=self._stop)
-            )
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((stopping, *tasks, synced), return_when=asyncio.FIRST_COMPLETED)
+            done.discard(synced)
+            if not done:
+                tasks.append(asyncio.create_task(self.runs.keep_listed(self._cluster, namespace), name="list of runs"))
+                kopf = operator(
+                    self.runs, connect=connection, namespace=namespace, stop=stop, take_signals=take_signals
+                )
+                tasks.append(kopf)
+                done, _ = await asyncio.wait((stopping, *tasks), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._runs.stop()
-            for task in tasks:
+            await self.runs.stop()
+            for task in (*tasks, synced):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        # kopf takes the signal handlers, and ends in good order upon a signal.
-        if self._stop.is_set() or any(task.get_name() == "kopf" and task.exception() is None for task in done):
-            return 0
-        for task in done:
-            error = task.exception()
-            kind = logging.WARNING if isinstance(error, LeadershipLost) else logging.ERROR
-            logger.log(kind, "controller ends", extra={"part": task.get_name(), "detail": repr(error)})
-        return 1
+            await asyncio.gather(*tasks, synced, return_exceptions=True)
+        return next(iter(done))
 
     def _reconciler(self, resource: Object) -> RunReconciler:
         return RunReconciler(resource, self._tools)

@@ -31,6 +31,7 @@ def operator(
     connect: Callable[[], kopf.ConnectionInfo],
     namespace: str,
     stop: asyncio.Event,
+    take_signals: Callable[[], None],
 ) -> asyncio.Task[None]:
     """Start kopf's operator.
 
@@ -39,6 +40,7 @@ def operator(
         connect: gives address and credentials; asked again when they are refused.
         namespace: of the runs; empty = all.
         stop: ends it.
+        take_signals: handles SIGTERM again, once kopf has taken it: a kopf that is being cancelled would lose it.
     """
     registry = kopf.OperatorRegistry()
     settings = kopf.OperatorSettings()
@@ -62,14 +64,17 @@ def operator(
     async def saw(event: Any, **_: Any) -> None:
         runs.watched(dict(event["object"]), is_deleted=event["type"] == "DELETED")
 
-    return asyncio.create_task(
-        kopf.operator(
+    async def work() -> None:
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=settings,
             standalone=True,
             clusterwide=not namespace,
             namespaces=[namespace] if namespace else [],
             stop_flag=stop,
-        ),
-        name="kopf",
-    )
+        )
+        take_signals()
+        await kopf.run_tasks(tasks, ignored=others)
+
+    return asyncio.create_task(work(), name="kopf")

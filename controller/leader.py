@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class LeadershipLost(Exception):
-    """Could not renew in time, or somebody else leads. End the process: its memory may be out of date."""
+    """Could not renew in time, or somebody else leads. Stop at once: what we know may be out of date."""
 
 
 class Leader:
@@ -56,18 +56,19 @@ class Leader:
         """Renew for ever.
 
         Raises:
-            LeadershipLost: end at once.
+            LeadershipLost: stop at once.
         """
         renewed_s = self._clock()
         while True:
             await asyncio.sleep(self._settings.lease_retry_s)
+            left_s = renewed_s + self._settings.lease_renew_deadline_s - self._clock()
             try:
-                is_ours = await asyncio.wait_for(self._try(self._renew), self._settings.lease_renew_deadline_s)
+                is_ours = await asyncio.wait_for(self._try(self._renew), max(0.0, left_s))
             except TimeoutError:
                 is_ours = False
             if is_ours:
                 renewed_s = self._clock()
-            elif self._is_taken() or self._clock() - renewed_s > self._settings.lease_renew_deadline_s:
+            elif self._is_taken() or self._clock() - renewed_s >= self._settings.lease_renew_deadline_s:
                 self.is_leading = False
                 raise LeadershipLost(f"the lease {self._settings.lease_name} was not renewed in time, or is another's")
 

@@ -1,8 +1,4 @@
-"""One cluster, one store and one controller for all end-to-end tests.
-
-`E2E_CLUSTER_DIRECTORY` names the folder of a cluster that is up (`python -m tests.cluster up --directory ...`, with its
-images loaded); without it one is brought up for the session, and taken down after it.
-"""
+"""One cluster (`tests.cluster.fixtures`) and one store for all end-to-end tests; a controller and a run for each."""
 
 from __future__ import annotations
 
@@ -17,28 +13,20 @@ import pytest
 
 from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
-from tests.cluster.images import build_images
 from tests.e2e.access import controller_kubeconfig
 from tests.e2e.operator import Api, Controller, controller_environment, end, resource, verified, wait_for
 from tests.servers import S3Server
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROTEINS = PROJECT / "examples/data/proteins.fasta"
-NODES = 2
 _names = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of at least two nodes that have the worker's image."""
-    directory = os.environ.get("E2E_CLUSTER_DIRECTORY")
-    if directory:
-        yield Cluster.attach(Path(directory))
-        return
-    with Cluster(tmp_path_factory.mktemp("cluster"), nodes=NODES) as found:
-        for archive in build_images(tmp_path_factory.mktemp("images")).values():
-            found.load_image(archive)
-        yield found
+def cluster(own_cluster: Cluster, project_images: dict[str, str]) -> Cluster:
+    """A cluster of two nodes that have the project's images."""
+    assert project_images
+    return own_cluster
 
 
 @pytest.fixture(scope="session")
