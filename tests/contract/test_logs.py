@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from worker.logs import JsonFormatter
+from contract.logs import JsonFormatter
 
 
 def line(message: str, *args: object, exc_info: object = None, **extra: object) -> dict[str, object]:
