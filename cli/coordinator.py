@@ -143,8 +143,9 @@ class Coordinator:
 
     def _start(self, action: StartWorker, now: datetime) -> None:
         count = max(1, self.run.spec.workers.count)
+        # The name in run.json, which checkpoints carry: a run may be resumed under another name.
         options = api.worker_settings(
-            self.run,
+            replace(self.run, name=self.opened.record.name),
             generation=self.opened.record.generation,
             run_uid=self.opened.record.uid,
             worker_index=action.slot,

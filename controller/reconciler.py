@@ -349,8 +349,9 @@ class RunReconciler:
     async def _start(self, run: InferenceRun, opened: OpenedRun, action: StartWorker) -> bool:
         """Create the pod; one of that name which is this run's own counts as created."""
         tools, key = self._tools, self.key
+        # The name in run.json, which checkpoints carry: a run may be resumed under another name.
         options = api.worker_settings(
-            run,
+            replace(run, name=opened.record.name),
             generation=opened.record.generation,
             run_uid=opened.record.uid,
             worker_index=action.slot,

@@ -53,6 +53,7 @@ class LocalRun:
     model: dict[str, Any] = field(default_factory=lambda: {"name": "kmer", "maxTokensPerBatch": 200})
     spec: dict[str, Any] = field(default_factory=dict)
     """Merged over the defaults, section by section."""
+    name: str = "test-run"
     store_uri: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +78,7 @@ class LocalRun:
         resource = {
             "apiVersion": "inferencerun.dev/v1alpha1",
             "kind": "InferenceRun",
-            "metadata": {"name": "test-run"},
+            "metadata": {"name": self.name},
             "spec": spec,
         }
         path = self.directory / "run.yaml"

@@ -243,3 +243,21 @@ def test_mistakes_in_the_spec_are_all_named_at_once(tmp_path: Path) -> None:
     for path in ("spec.workers.count", "spec.checkpoint.everySeconds", "spec.modle"):
         assert path in ended.errors
     assert not Path(run.output).exists()
+
+
+def test_a_run_resumed_under_another_name_verifies(tmp_path: Path) -> None:
+    """The output's identity is its input and model; whoever goes on with it writes the name that run.json holds."""
+    sequences = gate_in(SEQUENCES, 9, 39)
+    run = gated(tmp_path, sequences)
+    process = run.start()
+    wait_until(lambda: owners_at_gates(run))
+    process.send_signal(signal.SIGINT)
+    run.finish(process)
+    open_gate(tmp_path)
+
+    run.name = "another-name"
+    resumed = run.run()
+    verified = run.call("verify", run.output, "--json")
+
+    assert resumed.code == 0, resumed.errors
+    assert verified.code == 0, verified.output
