@@ -53,7 +53,8 @@ def command(output_uri: str, generation: int | None, *, no_input: bool, is_reque
     held = requeue(output, manifests, report) if is_requeue else []
     if as_json:
         requeued_keys = sorted(key for shard, keys in report.corrupt.items() if shard not in held for key in keys)
-        print_json({**report.to_fields(), **({"requeued": requeued_keys, "held": held} if is_requeue else {})})
+        requeue_fields = {"requeued": requeued_keys, "held": held} if is_requeue else {}
+        print_json({"generation": output.generation, **report.to_fields(), **requeue_fields})
     else:
         _print_report(report)
         if is_requeue:
