@@ -106,7 +106,7 @@ def test_a_finished_run_goes_after_its_time_and_its_output_stays(run: Run, api: 
 
 def test_a_deadline_fails_the_run_and_keeps_what_is_done(run: Run, api: Api) -> None:
     """Pods drain; a longer deadline lets the run go on from there."""
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, activeDeadlineSeconds=25)
+    run.apply(copies=6, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, activeDeadlineSeconds=25)
     failed = api.wait_for_phase(run.name, "Failed")
     wait_for(lambda: not api.pods(run.name), "the pods to drain")
 
@@ -115,7 +115,7 @@ def test_a_deadline_fails_the_run_and_keeps_what_is_done(run: Run, api: Api) -> 
 
     assert next(item for item in failed["conditions"] if item["type"] == "Failed")["reason"] == "DeadlineExceeded"
     assert status["restarts"]["counted"] == 0
-    assert run.verified()["records"] == 400
+    assert run.verified()["records"] == 1200
 
 
 def test_restart_opens_one_new_generation(run: Run, api: Api, controller: Controller) -> None:
