@@ -26,10 +26,11 @@ from controller.handlers import operator
 from controller.health import serve
 from controller.leader import Leader
 from controller.observation import Observation
-from controller.reconciler import RunReconciler, Tools
+from controller.reconciler import RunReconciler
 from controller.runs import Runs
 from controller.settings import Settings
 from controller.token_bucket import TokenBucket
+from controller.tools import Tools
 
 logger = logging.getLogger("controller")
 

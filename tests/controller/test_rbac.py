@@ -17,7 +17,7 @@ USED = {
     ("", "events"): {"create"},
     ("coordination.k8s.io", "leases"): {"get", "create", "update"},
 }
-"""What controller/reconciler.py, observation.py, runs.py, events.py, leader.py and kopf ask for."""
+"""What controller/run_resource.py, worker_pods.py, observation.py, runs.py, events.py, leader.py and kopf ask for."""
 
 
 def test_the_rights_are_those_that_are_used() -> None:

@@ -1,0 +1,121 @@
+"""A run opened in its store, once for each version of its spec: what must hold before any worker is started.
+
+Whatever time alone does not mend (a mistake in the spec, another run on the same output, a bucket that refuses) is raised
+as `Refused`, and becomes a condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from contract.errors import Corrupt, IncompatibleRun, NewerFormat, SpecError
+from contract.names import ConditionType
+from contract.store.commit import Committer
+from contract.store.errors import AccessDenied, StoreError, UnsuitableStore
+from contract.store.inputs import list_inputs
+from contract.store.open import normalised_uri, open_store
+from controller import api, ledger
+from controller.api import InferenceRun, Resume
+from controller.ledger import Ledger
+from controller.memory import RunMemory
+from controller.run_resource import Refused, RunResource
+from controller.run_store import OpenedRun, RunStore, wanted_record
+from controller.tools import Tools
+
+REFUSED_S = 60.0
+"""Until an input, a bucket or a rival that stood in the way is looked at again; a changed spec is looked at once."""
+_PERMANENT = (SpecError, IncompatibleRun, Corrupt, NewerFormat, AccessDenied, UnsuitableStore)
+"""What opening a run may meet that time alone does not mend."""
+
+
+class RunOpener:
+    """Opens one run, again whenever its spec has changed."""
+
+    def __init__(self, resource: RunResource, tools: Tools) -> None:
+        """Nothing is opened yet."""
+        self._resource = resource
+        self._tools = tools
+        self._store: RunStore | None = None
+        self._opened: OpenedRun | None = None
+        self._opened_for: int | None = None
+        """metadata.generation that `_opened` belongs to."""
+
+    @property
+    def store(self) -> RunStore:
+        """The store of a run that is open."""
+        assert self._store is not None, "opened before"
+        return self._store
+
+    @property
+    def opened(self) -> OpenedRun:
+        """Record and plan of a run that is open."""
+        assert self._opened is not None, "opened before"
+        return self._opened
+
+    def parsed(self, noted: Ledger) -> InferenceRun:
+        """The run that the resource describes, its output normalised; raises Refused."""
+        try:
+            run = api.parse_run(self._resource.current)
+            uri = normalised_uri(run.spec.output.uri)
+        except SpecError as error:
+            raise Refused(ConditionType.ACCEPTED, "Invalid", str(error), retry_s=None) from error
+        if noted.output_uri and noted.output_uri != uri:
+            message = f"spec.output.uri: cannot change once the run has started on {noted.output_uri}; make another run"
+            raise Refused(ConditionType.ACCEPTED, "Immutable", message, retry_s=None)
+        return replace(run, spec=replace(run.spec, output=replace(run.spec.output, uri=uri)))
+
+    def refuse_rival(self, run: InferenceRun) -> None:
+        """Raise Refused when another run, that was there first, works on the same output."""
+        rival = self._tools.rival_of(self._resource.key.uid, run)
+        if rival is not None:
+            raise Refused(ConditionType.ACCEPTED, "OutputInUse", rival, retry_s=REFUSED_S)
+
+    def must_restart(self, run: InferenceRun, noted: Ledger) -> bool:
+        """Whether `resume: Restart` asks for a new generation, and this version of the spec has not got one yet."""
+        return run.spec.resume is Resume.RESTART and noted.restarted_for != run.resource_generation
+
+    async def open(self, run: InferenceRun, noted: Ledger) -> Ledger:
+        """Open the run in its store, once for each version of the spec; raises Refused."""
+        if self._opened is not None and self._opened_for == run.resource_generation:
+            return noted
+        restarts = self.must_restart(run, noted)
+        try:
+            if self._store is None:
+                self._store = RunStore(Committer(open_store(run.spec.output.uri)), new_id=self._tools.new_id)
+            if restarts:
+                noted = await self._begin_restart(self._store, noted)
+            store, uid = self._store, self._resource.key.uid
+            opened = await self._tools.blocking(lambda: _opened(run, store, uid, noted, restarts=restarts))
+        except _PERMANENT as error:
+            kind = ConditionType.ACCEPTED if isinstance(error, (SpecError, IncompatibleRun)) else ConditionType.PLANNED
+            raise Refused(kind, type(error).__name__, str(error), retry_s=REFUSED_S) from error
+        except StoreError as error:
+            raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
+        self._opened, self._opened_for = opened, run.resource_generation
+        if restarts:
+            fresh = RunMemory(conditions=noted.memory.conditions)
+            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation, restart_from=None)
+        return replace(noted, output_uri=run.spec.output.uri, store_generation=opened.record.generation)
+
+    async def _begin_restart(self, store: RunStore, noted: Ledger) -> Ledger:
+        """Note which generation is left before the next one is opened: a crash in between must not open two."""
+        if noted.restart_from is not None:
+            return noted
+        record = await self._tools.blocking(store.read_record)
+        if record is None:
+            return noted
+        noted = replace(noted, restart_from=record.generation)
+        await self._resource.write_status({"memory": ledger.to_text(noted)})
+        return noted
+
+
+def _opened(run: InferenceRun, store: RunStore, uid: str, noted: Ledger, *, restarts: bool) -> OpenedRun:
+    """Open the run in its store: what blocks, and so runs in a thread."""
+    found = store.read_record()
+    if found is None:
+        store.probe()
+    objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes)
+    has_restarted = found is not None and noted.restart_from is not None and found.generation > noted.restart_from
+    return store.open_run(
+        wanted_record(run, objects, uid=uid), objects, restarts=restarts and found is not None and not has_restarted
+    )
