@@ -18,7 +18,7 @@ from typing import Any
 from contract.errors import Corrupt
 from controller import codec
 from controller.conditions import Condition
-from controller.memory import RunMemory
+from controller.memory import RunMemory, forgiven
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,19 @@ class Ledger:
     """Generation of the output that its workers work on."""
     on_demand: tuple[int, ...] = ()
     """Places that spot capacity has not come for: their next pod is started on demand."""
+    retried_for: str = ""
+    """Value of the retry annotation that has been carried out."""
     restarted_for: int | None = None
     """metadata.generation whose `resume: Restart` has been carried out."""
     restart_from: int | None = None
     """Generation of the output that a restart, begun and perhaps not ended, leaves; None = no restart is under way."""
+
+
+def retried(ledger: Ledger, stamp: str) -> Ledger:
+    """The ledger with breakers closed and waits ended, if the retry annotation (`stamp`) has changed since. Pure."""
+    if stamp == ledger.retried_for:
+        return ledger
+    return replace(ledger, memory=forgiven(ledger.memory), retried_for=stamp)
 
 
 def to_text(ledger: Ledger) -> str:

@@ -123,11 +123,12 @@ class RunReconciler:
         except Refused as refused:
             await self._resource.refuse(noted, refused)
             return refused.retry_s
-        return await self._reconcile(run, noted)
+        return await self._reconcile(run, ledger.retried(noted, self._resource.retry_stamp))
 
     def _is_over(self, run: InferenceRun, noted: Ledger) -> bool:
-        """Whether it has ended, and nobody has changed the spec since: then the store need not be there any more."""
-        return self._resource.phase in OVER and noted.memory.resource_generation == run.resource_generation
+        """Whether it has ended, and nobody has stepped in since: then the store need not be there any more."""
+        is_unchanged = noted.memory.resource_generation == run.resource_generation
+        return self._resource.phase in OVER and is_unchanged and noted.retried_for == self._resource.retry_stamp
 
     async def _reconcile(self, run: InferenceRun, noted: Ledger) -> float | None:
         tools, store, opened = self._tools, self._opener.store, self._opener.opened

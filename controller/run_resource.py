@@ -73,6 +73,11 @@ class RunResource:
         return bool(self.current["metadata"].get("deletionTimestamp"))
 
     @property
+    def retry_stamp(self) -> str:
+        """Value of the annotation that asks for another try; empty = nobody has."""
+        return str((self.current["metadata"].get("annotations") or {}).get(names.ANNOTATION_RETRY) or "")
+
+    @property
     def where(self) -> dict[str, object]:
         """Keys for log lines."""
         return {"namespace": self.key.namespace, "run": self.key.name}
@@ -84,7 +89,9 @@ class RunResource:
             return
         self.current = resource
         # Our own status writes come back here, and must not wake us for ever.
-        if any(before.get(name) != after.get(name) for name in ("generation", "deletionTimestamp", "labels")):
+        if any(
+            before.get(name) != after.get(name) for name in ("generation", "deletionTimestamp", "labels", "annotations")
+        ):
             self.changed.set()
 
     def gone(self) -> None:

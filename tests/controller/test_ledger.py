@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from contract.names import ConditionType
 from controller import codec
 from controller.conditions import Condition
-from controller.ledger import MAX_BYTES, Ledger, from_status, to_text
+from controller.ledger import MAX_BYTES, Ledger, from_status, retried, to_text
 from controller.memory import RunMemory, Slot
 from tests.make import NOW, later
 
@@ -57,3 +58,13 @@ def test_what_does_not_fit_is_cut_to_what_matters() -> None:
 def test_a_text_that_cannot_be_read_is_an_empty_ledger(text: str) -> None:
     """Somebody's hand, or another version: counts begin anew."""
     assert from_status({"memory": text}) == Ledger()
+
+
+def test_another_stamp_forgives_once() -> None:
+    """A retry closes breakers; the same stamp, seen again, forgives nothing."""
+    spent = replace(ledger(), memory=RunMemory(num_unexplained_kills=7))
+    forgiven = retried(spent, "today")
+    spent_again = replace(forgiven, memory=RunMemory(num_unexplained_kills=7))
+
+    assert (forgiven.memory.num_unexplained_kills, forgiven.retried_for) == (0, "today")
+    assert retried(spent_again, "today") == spent_again
