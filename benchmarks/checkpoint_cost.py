@@ -33,6 +33,7 @@ from contract.store.commit import Committer
 from contract.store.inputs import list_inputs
 from contract.store.local import LocalStore
 from worker.flight_recorder import FlightRecorder
+from worker.metrics import WorkerMetrics
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
@@ -83,6 +84,7 @@ def one_round(directory: Path, model: ModelProcess, checkpoint: CheckpointSettin
             now=lambda: datetime.now(UTC),
             new_id=lambda: uuid.uuid4().hex,
             versions={},
+            metrics=WorkerMetrics(run="bench"),
             drain=threading.Event(),
         )
         assert worker.run() is ExitCode.NO_WORK_LEFT

@@ -56,6 +56,9 @@ _HOSTNAME = "kubernetes.io/hostname"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
+METRICS_PORT = 9090
+"""Where a worker serves its metrics, in the pod's own network."""
+
 _CACHE = "/cache"
 _SHM_SIZE = "1Gi"
 
@@ -169,6 +172,8 @@ def build_pod(
 
 def _defaults(run: InferenceRun, *, image: str, is_spot: bool) -> dict[str, Any]:
     workers = run.spec.workers
+    # In the node's network a named port is one of the node: a second worker would not be placed beside the first.
+    serves_metrics = not (workers.template.get("spec") or {}).get("hostNetwork")
     return {
         "metadata": {
             "labels": {"app.kubernetes.io/name": "inferencerun", "app.kubernetes.io/component": "worker"},
@@ -193,10 +198,16 @@ def _defaults(run: InferenceRun, *, image: str, is_spot: bool) -> dict[str, Any]
                     "env": [
                         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (in the pod)
                         {"name": names.ENV_CACHE_DIR, "value": _CACHE},
+                        *([{"name": names.ENV_METRICS_PORT, "value": str(METRICS_PORT)}] if serves_metrics else []),
                         # Cores that it may use: without a limit those of the node. torch would count the node's, and a
                         # container above its limit stands still for most of each period.
                         {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
                     ],
+                    **(
+                        {"ports": [{"name": names.PORT_METRICS, "containerPort": METRICS_PORT}]}
+                        if serves_metrics
+                        else {}
+                    ),
                     "resources": _resources(workers.gpu_resource, workers.gpus_per_worker),
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

@@ -219,7 +219,7 @@ def _moto(wrap: Callable[[WsgiApp], WsgiApp]) -> Iterator[str]:
 def _ministack(directory: Path, settings: dict[str, str]) -> Iterator[int]:
     if importlib.util.find_spec("ministack") is None:
         raise RuntimeError("ministack is not installed: install the dependency group 'test'")
-    port = _free_port()
+    port = free_port()
     environment = {
         **os.environ,
         "BIND_HOST": LOOPBACK,  # its default is every interface
@@ -247,7 +247,8 @@ def _ministack(directory: Path, settings: dict[str, str]) -> Iterator[int]:
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

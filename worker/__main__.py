@@ -32,8 +32,10 @@ from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
 from contract.process_identity import own_identity
 from contract.store.commit import Committer
+from contract.store.measured import MeasuredStore
 from contract.store.open import open_store
 from worker.flight_recorder import FlightRecorder
+from worker.metrics import WorkerMetrics, serve
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
@@ -90,9 +92,12 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
     logs.configure(run=options.run, pod=owner.pod)
     torch.set_num_threads(1)  # the parent computes nothing: the cores belong to the model process
     lifeline = Lifeline(environment.get(names.ENV_LIFELINE_FD), drain)
+    metrics = WorkerMetrics(run=options.run)
+    serve(metrics, environment)
+    output = MeasuredStore(open_store(options.output_uri), metrics.store_observer("output"))
     worker = Worker(
         settings=options,
-        committer=Committer(open_store(options.output_uri)),
+        committer=Committer(output),
         owner=owner,
         preparer=load_preparer(options.model),
         model=ModelProcess(
@@ -102,7 +107,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
             no_progress_seconds=options.no_progress_seconds,
         ),
         recorder=recorder,
-        read_records=lambda plan, manifest, resume: _read(options, plan, manifest, resume),
+        read_records=lambda plan, manifest, resume: _read(options, plan, manifest, resume, metrics),
         now=lambda: datetime.now(UTC),  # noqa: TID251  (the edge: the clock is read here)
         new_id=lambda: uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
         versions={
@@ -111,6 +116,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        metrics=metrics,
         drain=drain,
         drain_class=lambda: FailureClass.INTENDED if lifeline.is_intended else FailureClass.SPOT_EVICTION,
         keeps_shard=lambda: lifeline.keeps_shard,
@@ -121,10 +127,12 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
         worker.model.close()
 
 
-def _read(options: settings.WorkerSettings, plan: Plan, manifest: ShardManifest, resume: Resume) -> Iterator[Record]:
+def _read(
+    options: settings.WorkerSettings, plan: Plan, manifest: ShardManifest, resume: Resume, metrics: WorkerMetrics
+) -> Iterator[Record]:
     planned = next(item for item in plan.objects if item.uri == manifest.object)
     return read_records(
-        open_source(planned),
+        open_source(planned, open_store=lambda uri: MeasuredStore(open_store(uri), metrics.store_observer("input"))),
         fmt=plan.format,
         compression=planned.compression,
         start=manifest.start,

@@ -32,6 +32,7 @@ from contract.transitions import committed
 from worker.batching import Item
 from worker.held_shard import HeldShard
 from worker.isolation import Finished, Refused
+from worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class CheckpointWriter:
         versions: dict[str, str],
         buffer: BytesIO,
         on_committed: Callable[[], None],
+        metrics: WorkerMetrics,
     ) -> None:
         self._held = held
         self._settings = settings
@@ -109,6 +111,7 @@ class CheckpointWriter:
         self._versions = versions
         self._buffer = buffer
         self._on_committed = on_committed
+        self._metrics = metrics
         self._number = 0
         self._error: BaseException | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue(1)
@@ -117,12 +120,14 @@ class CheckpointWriter:
 
     def submit(self, job: Job) -> None:
         """Hand over a commit; waits while one is being written and another waits. Raises what an earlier one failed with."""
+        started_s = time.monotonic()
         while True:
             self.check()
             try:
                 self._jobs.put(job, timeout=_SHUTDOWN_POLL_S)
             except queue.Full:
                 continue
+            self._metrics.stalled(time.monotonic() - started_s)
             return
 
     @property
@@ -137,7 +142,9 @@ class CheckpointWriter:
 
     def finish(self) -> ShardManifest:
         """Wait until everything submitted is committed; returns the manifest. Raises what any commit failed with."""
+        started_s = time.monotonic()
         self._stop()
+        self._metrics.stalled(time.monotonic() - started_s)
         self.check()
         return self._held.current
 
@@ -166,7 +173,7 @@ class CheckpointWriter:
 
     def _write(self, job: Job) -> None:
         started = time.monotonic()
-        held = self._held
+        held, bytes_before = self._held, self._held.current.bytes_done
         checkpoint = self._put_rows(job) if job.pending.finished else None
         held.commit(
             lambda current, commit_id: committed(
@@ -179,6 +186,14 @@ class CheckpointWriter:
                 hints=job.hints,
             )
         )
+        elapsed_s = time.monotonic() - started
+        self._metrics.committed(
+            num_records=checkpoint.records if checkpoint else 0,
+            input_bytes=held.current.bytes_done - bytes_before,
+            quarantined=[item.quarantine_class for item in job.pending.quarantined],
+        )
+        if checkpoint is not None:
+            self._metrics.checkpoint_committed(reason=job.reason, num_bytes=checkpoint.bytes, seconds=elapsed_s)
         logger.info(
             "committed",
             extra={
@@ -188,7 +203,7 @@ class CheckpointWriter:
                 "num_bytes": checkpoint.bytes if checkpoint else 0,
                 "num_quarantined": len(job.pending.quarantined),
                 "reason": job.reason.value,
-                "elapsed_s": round(time.monotonic() - started, 3),
+                "elapsed_s": round(elapsed_s, 3),
             },
         )
 

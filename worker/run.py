@@ -33,6 +33,7 @@ from worker.claims import Claims, NothingToClaim, give_back
 from worker.feed import Feed
 from worker.flight_recorder import FlightRecorder
 from worker.held_shard import HeldShard
+from worker.metrics import ShardEnd, WorkerMetrics
 from worker.model_client import ModelProcess
 from worker.models.protocol import Preparer
 from worker.records.record import Record
@@ -62,6 +63,7 @@ class Worker:
     now: Callable[[], datetime]
     new_id: Callable[[], str]
     versions: dict[str, str]
+    metrics: WorkerMetrics
     drain: threading.Event
     """Set by the signal handler: take no more batches, commit, release, leave."""
     drain_class: Callable[[], FailureClass] = lambda: FailureClass.SPOT_EVICTION
@@ -74,6 +76,7 @@ class Worker:
 
     def run(self) -> ExitCode:
         """Work until nothing is left; returns the exit code. Raises what ends the worker, see the module."""
+        self.metrics.watch(self.model)
         shards = self._read_plan()
         claims = Claims(
             self.committer,
@@ -90,6 +93,7 @@ class Worker:
                 if not self._should_wait(claimed):
                     return ExitCode.NO_WORK_LEFT
                 continue
+            self.metrics.claimed()
             self._note(shard=claimed.current.shard, epoch=claimed.current.epoch, has_claimed=True)
             self._work_on(shards, claimed)
             self._note(shard=None, epoch=None, first=None, next=None, first_offset=None, first_id="")
@@ -125,9 +129,11 @@ class Worker:
                 now=self.now(),
                 failure=Failure(failure_class=FailureClass.CONFIGURATION, detail=str(error)),
             )
+            self.metrics.shard_ended(ShardEnd.FAILED)
             logger.error("shard failed", extra={"shard": held.current.shard, "detail": str(error)})  # noqa: TRY400
             return
         except Exception:
+            self.metrics.shard_ended(ShardEnd.LEFT)
             # The judgement of this error is left to whoever finds this worker ended. Its finished rows are sound.
             if session.writer.has_failed:
                 session.writer.abandon()
@@ -135,9 +141,13 @@ class Worker:
                 session.finish()
             raise
         if held.current.is_final:
+            self.metrics.shard_ended(ShardEnd.COMPLETE)
             logger.info("shard complete", extra={"shard": held.current.shard, "num_records": held.current.records})
         elif self.drain.is_set() and not self.keeps_shard():
             give_back(held, failure_class=self.drain_class(), evidence="drained on SIGTERM", now=self.now())
+            self.metrics.shard_ended(ShardEnd.RELEASED)
+        else:
+            self.metrics.shard_ended(ShardEnd.LEFT)
 
     def _open_session(self, shards: Plan, held: HeldShard) -> ShardSession:
         current = held.current
@@ -149,6 +159,7 @@ class Worker:
             versions=self.versions,
             buffer=self._buffer,
             on_committed=lambda: self._note(has_committed=True),
+            metrics=self.metrics,
         )
         feed = Feed(
             self.read_records(shards, current, resume),
@@ -165,6 +176,7 @@ class Worker:
             writer=writer,
             is_draining=self.drain.is_set,
             note_in_flight=self.note_in_flight,
+            metrics=self.metrics,
             clock=self.clock,
         )
 

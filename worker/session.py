@@ -25,7 +25,9 @@ from worker.feed import EndOfRange, Feed, Piece, ReadingFailed, Skipped
 from worker.held_shard import HeldShard
 from worker.isolation import Finished, Isolator, Refused
 from worker.isolation import Piece as Resolved
-from worker.model_client import DEPTH, ModelProcess, Outcome
+from worker.metrics import WorkerMetrics
+from worker.model_client import DEPTH, Died, ModelProcess, Outcome, Rows
+from worker.model_process import DidNotFit, Raised
 from worker.progress import Pending, checkpoint_due
 
 POLL_S = 0.2
@@ -33,6 +35,9 @@ POLL_S = 0.2
 
 MAX_DRAIN_WAIT_S = 5.0
 """How long a drain waits for the batches in the model process; a pack takes well below a second on a GPU."""
+
+_OUTCOMES: dict[type[Outcome], str] = {Rows: "rows", Raised: "raised", DidNotFit: "didNotFit", Died: "died"}
+"""What each is called in metrics."""
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -53,6 +58,7 @@ class ShardSession:
     is_draining: Callable[[], bool]
     note_in_flight: Callable[[Item | None, int | None], None]
     """Tells the flight recorder which records the model process holds: the first, and the ordinal after the last."""
+    metrics: WorkerMetrics
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -82,7 +88,7 @@ class ShardSession:
             while not self.is_draining():
                 self._feed_model()
                 if self._in_flight:
-                    outcome = self.model.receive(POLL_S)
+                    outcome = self._receive()
                     if outcome is not None:
                         self._settle(outcome)
                 else:
@@ -162,6 +168,8 @@ class ShardSession:
             if isinstance(piece, Finished) and self._is_behind_gap(piece.items[0]):
                 self._commit(CheckpointReason.GAP)
             self._pending.add(piece)
+            if isinstance(piece, Finished):
+                self.metrics.rows_finished(sum(item.num_tokens for item in piece.items))
             self._commit_if_due(is_window_open=is_window_open)
 
     def _is_behind_gap(self, item: Item) -> bool:
@@ -175,8 +183,14 @@ class ShardSession:
         self.model.submit([item.payload for item in items], is_fp32=is_fp32)
         return self._wait()
 
+    def _receive(self) -> Outcome | None:
+        outcome = self.model.receive(POLL_S)
+        if outcome is not None:
+            self.metrics.batch_ended(_OUTCOMES[type(outcome)])
+        return outcome
+
     def _wait(self) -> Outcome:
-        while (outcome := self.model.receive(POLL_S)) is None:
+        while (outcome := self._receive()) is None:
             self._refuse_late()
         return outcome
 

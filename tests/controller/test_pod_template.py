@@ -16,6 +16,7 @@ from controller.api import Provider, worker_settings
 from controller.pod_template import (
     GRACE_PERIOD_S,
     MAX_LABEL_LENGTH,
+    METRICS_PORT,
     build_pod,
     grace_period_s,
     label_value,
@@ -346,6 +347,31 @@ def test_the_template_wins_over_defaults() -> None:
     assert worker(found)["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "8Gi"}
     assert env(found)["AWS_REGION"] == "eu-west-1"
     assert names.ENV_SETTINGS in env(found)
+
+
+def test_metrics_are_served_on_a_named_port() -> None:
+    """The variable that the worker reads and the port that a PodMonitor selects are the same."""
+    found = pod()
+
+    assert worker(found)["ports"] == [{"name": names.PORT_METRICS, "containerPort": METRICS_PORT}]
+    assert env(found)[names.ENV_METRICS_PORT] == str(METRICS_PORT)
+
+
+def test_a_template_may_switch_metrics_off() -> None:
+    """Its value of the variable wins."""
+    off = {"name": names.ENV_METRICS_PORT, "value": "0"}
+
+    found = pod({"template": {"spec": {"containers": [{"name": names.CONTAINER_WORKER, "env": [off]}]}}})
+
+    assert env(found)[names.ENV_METRICS_PORT] == "0"
+
+
+def test_in_the_network_of_the_node_there_is_no_port() -> None:
+    """It would be a port of the node, and two workers of a node would keep each other from being placed."""
+    found = pod({"template": {"spec": {"hostNetwork": True}}})
+
+    assert "ports" not in worker(found)
+    assert names.ENV_METRICS_PORT not in env(found)
 
 
 def test_account_and_pull_policy_are_left_out_unless_given() -> None:

@@ -23,6 +23,7 @@ from contract.store.inputs import list_inputs
 from contract.store.local import LocalStore
 from contract.store.protocol import ObjectStore
 from worker.flight_recorder import FlightRecorder
+from worker.metrics import WorkerMetrics
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
 from worker.records.open import read_records
@@ -79,6 +80,7 @@ def build_worker(store: ObjectStore, settings: WorkerSettings, *, uid: str, flig
         now=lambda: datetime.now(UTC),
         new_id=lambda: uuid.uuid4().hex,
         versions={"torch": str(torch.__version__)},
+        metrics=WorkerMetrics(run=settings.run),
         drain=threading.Event(),
     )
 

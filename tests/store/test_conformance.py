@@ -13,6 +13,7 @@ import pytest
 
 from contract.store.errors import AlreadyExists, NotFound, PreconditionFailed, StoreError
 from contract.store.local import LocalStore
+from contract.store.measured import MeasuredStore
 from contract.store.memory import MemoryStore
 from contract.store.open import open_store
 from contract.store.probe import probe
@@ -22,11 +23,13 @@ from tests.servers import S3Server
 SERVERS = {"s3-http": "s3_server", "s3-https": "s3_tls_server", "s3-moto": "moto_server"}
 
 
-@pytest.fixture(params=["memory", "local", *SERVERS])
+@pytest.fixture(params=["memory", "measured", "local", *SERVERS])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """An empty store of each kind, below a prefix."""
     if request.param == "memory":
         yield MemoryStore()
+    elif request.param == "measured":
+        yield MeasuredStore(MemoryStore(), lambda *_: None)
     elif request.param == "local":
         yield LocalStore(tmp_path / "runs" / "one")
     else:

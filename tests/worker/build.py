@@ -152,6 +152,10 @@ class WatchedProcess(ModelProcess):
         self.on_receive(outcome)
         return outcome
 
+    def outcomes_of(self, kind: str) -> int:
+        """How many outcomes were of this kind."""
+        return sum(type(outcome).__name__ == kind for outcome in self.outcomes)
+
 
 @dataclass
 class SmallRun:

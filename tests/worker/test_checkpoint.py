@@ -40,6 +40,7 @@ from worker.batching import Item
 from worker.checkpoint import CheckpointWriter, Job, PendingRows, build_content, serialise
 from worker.held_shard import HeldShard
 from worker.isolation import Finished, Refused
+from worker.metrics import WorkerMetrics
 from worker.model_client import Rows
 
 MakeWriter = Callable[..., CheckpointWriter]
@@ -66,6 +67,7 @@ def writer_on() -> Iterator[MakeWriter]:
             versions={"torch": "2"},
             buffer=BytesIO(),
             on_committed=on_committed,
+            metrics=WorkerMetrics(run="run"),
         )
         made.append(writer)
         return writer

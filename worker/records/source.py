@@ -8,6 +8,7 @@ from contract.errors import InvalidInput
 from contract.plan import InputObject
 from contract.store.commit import Patience
 from contract.store.errors import NotFound, Unavailable
+from contract.store.inputs import OpenStore
 from contract.store.open import open_store, split_object_uri
 from contract.store.protocol import ObjectStore, Stored
 
@@ -80,7 +81,7 @@ class StoreSource:
         return stored
 
 
-def open_source(planned: InputObject) -> StoreSource:
+def open_source(planned: InputObject, *, open_store: OpenStore = open_store) -> StoreSource:
     """The planned object in its own store. Opens no connection."""
     root, key = split_object_uri(planned.uri)
     return StoreSource(open_store(root), key, uri=planned.uri, size=planned.size, etag=planned.etag)
