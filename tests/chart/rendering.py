@@ -1,44 +1,99 @@
-"""The chart's CRD without Helm: deploy/crd.yaml is written from it, and tests read it.
+"""The chart as Helm renders it, and the copies of it for plain kubectl in deploy/.
 
-The template keeps to whole lines of `{{- if }}` and `{{- end }}`, so it can be rendered by leaving lines out.
-
-    python -m tests.chart.rendering        writes deploy/crd.yaml
+python -m tests.chart.rendering        writes deploy/crd.yaml and deploy/install.yaml
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import yaml
+from helm_python import _native
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "charts/inferencerun-operator/templates/crd.yaml"
-DEPLOYED = ROOT / "deploy/crd.yaml"
-HEADER = """\
+CHART = ROOT / "charts/inferencerun-operator"
+CRD = "inferencerun-operator/templates/crd.yaml"
+NEWEST = "v1.30.0"
+"""A Kubernetes that knows all that the chart uses."""
+OLDEST = "v1.20.0"
+RELEASE = "inferencerun-operator"
+NAMESPACE = "inferencerun"
+
+CRD_COPY = ROOT / "deploy/crd.yaml"
+CRD_HEADER = """\
 # The custom resource definition, for kubectl apply. Rendered from the chart: make verify
 # Servers older than 1.25 know no x-kubernetes-validations: kubectl create --validate=false drops them there.
 """
-CONDITIONS = {".Values.crds.install": True}
+INSTALL_COPY = ROOT / "deploy/install.yaml"
+INSTALL_HEADER = f"""\
+# All that the chart installs with its default values, for kubectl apply. Rendered from the chart: make verify
+# Change the two images to where yours are. Servers older than 1.25: --validate=false drops what they do not know.
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {NAMESPACE}
+"""
+
+
+@functools.cache
+def chart() -> helm_python.Chart:
+    """The chart, loaded."""
+    return helm_python.Chart.load(CHART)
+
+
+def texts(
+    values: dict[str, Any] | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    kubernetes: str = NEWEST,
+    apis: tuple[str, ...] = (),
+) -> dict[str, str]:
+    """What Helm makes of each template.
+
+    Args:
+        values: over the chart's own.
+        release: name of it.
+        namespace: of the release.
+        kubernetes: version of the server.
+        apis: that the server has beside Kubernetes' own.
+    """
+    # The package's own `render` passes on no version, though the library takes one.
+    options = {"name": release, "namespace": namespace, "kube_version": kubernetes, "api_versions": list(apis)}
+    text = _native.call_string("helm_render", chart()._raw(), json.dumps(values or {}), json.dumps(options))
+    rendered: dict[str, str] = json.loads(text)
+    return rendered
+
+
+def objects(values: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
+    """The objects that the chart makes; arguments as of `texts`."""
+    return [
+        found
+        for name, text in texts(values, **options).items()
+        if name.endswith(".yaml")
+        for found in yaml.safe_load_all(text)
+        if found is not None
+    ]
 
 
 def render(*, has_rules: bool = True) -> str:
-    """The CRD as Helm renders it for a server with or without CEL rules."""
-    text = re.sub(r"\{\{- /\*.*?\*/ -\}\}\n", "", TEMPLATE.read_text(), flags=re.DOTALL)
-    lines, shown = [], [True]
-    for line in text.splitlines(keepends=True):
-        action = re.fullmatch(r"\s*\{\{- (if|end|\$hasRules :=) ?(.*?) ?\}\}\n", line)
-        if action is None:
-            assert "{{" not in line, f"an action of its own needs its own line: {line!r}"
-            if all(shown):
-                lines.append(line)
-        elif action[1] == "if":
-            shown.append({**CONDITIONS, "$hasRules": has_rules}[action[2]])
-        elif action[1] == "end":
-            shown.pop()
-    assert shown == [True], "every if needs its end"
-    return "".join(lines)
+    """The CRD for a server with or without CEL rules."""
+    return texts(kubernetes=NEWEST if has_rules else OLDEST)[CRD].lstrip("\n")
+
+
+def install() -> str:
+    """Everything in one text, the namespace and the CRD first."""
+    rendered = texts()
+    names = sorted(rendered, key=lambda name: (name != CRD, "rbac" in name, "deployment" in name, name))
+    # Nobody but Helm should say that Helm has these objects in its care.
+    labels = re.compile(r"^ *(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
+    parts = [labels.sub("", rendered[name]).strip("\n") for name in names if name.endswith(".yaml")]
+    return INSTALL_HEADER + "".join(f"---\n{part.removeprefix('---').lstrip()}\n" for part in parts if part)
 
 
 def crd(*, has_rules: bool = True) -> dict[str, Any]:
@@ -55,5 +110,5 @@ def schema(*, has_rules: bool = True) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    DEPLOYED.parent.mkdir(exist_ok=True)
-    DEPLOYED.write_text(HEADER + render())
+    CRD_COPY.write_text(CRD_HEADER + render())
+    INSTALL_COPY.write_text(install())

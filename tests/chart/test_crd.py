@@ -392,9 +392,10 @@ def test_old_servers_get_no_rules() -> None:
     assert rendering.crd(has_rules=False) != rendering.crd()
 
 
-def test_the_deployed_copy_is_rendered_from_the_chart() -> None:
-    """deploy/crd.yaml is up to date; `make verify` writes it."""
-    assert rendering.DEPLOYED.read_text() == rendering.HEADER + rendering.render()
+def test_the_deployed_copies_are_rendered_from_the_chart() -> None:
+    """deploy/crd.yaml and deploy/install.yaml are up to date; `make verify` writes them."""
+    assert rendering.CRD_COPY.read_text() == rendering.CRD_HEADER + rendering.render()
+    assert rendering.INSTALL_COPY.read_text() == rendering.install()
 
 
 @pytest.mark.parametrize("path", sorted((rendering.ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

@@ -1,12 +1,8 @@
-"""deploy/rbac.yaml: the rights that the controller's requests need, no more and no less."""
+"""The chart: the rights that the controller's requests need, no more and no less."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import yaml
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.chart import rendering
 
 USED = {
     ("inferencerun.dev", "inferenceruns"): {"get", "list", "watch", "patch", "delete"},
@@ -23,8 +19,8 @@ USED = {
 def test_the_rights_are_those_that_are_used() -> None:
     """Wildcards, and rights that nothing uses, have no place in it; the end-to-end tests show that nothing lacks."""
     given: dict[tuple[str, str], set[str]] = {}
-    for document in yaml.safe_load_all((PROJECT / "deploy/rbac.yaml").read_text()):
-        for rule in document.get("rules") or []:
+    for found in rendering.objects({"rbac": {"aggregate": False}}):
+        for rule in found.get("rules") or []:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
                     given.setdefault((group, resource), set()).update(rule["verbs"])

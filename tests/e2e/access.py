@@ -1,4 +1,4 @@
-"""A kubeconfig of the controller's own service account, with the rights that deploy/rbac.yaml gives and no others."""
+"""A kubeconfig of the controller's own service account, with the rights that deploy/install.yaml gives and no others."""
 
 from __future__ import annotations
 

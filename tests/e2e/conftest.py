@@ -65,7 +65,7 @@ def bucket(s3_server: S3Server) -> Bucket:
 def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kubeconfig of the controller, with the rights that it is given and no others."""
     target = tmp_path_factory.mktemp("access") / "kubeconfig"
-    return controller_kubeconfig(cluster.kubeconfig, PROJECT / "deploy/rbac.yaml", target)
+    return controller_kubeconfig(cluster.kubeconfig, PROJECT / "deploy/install.yaml", target)
 
 
 @pytest.fixture

@@ -82,10 +82,11 @@ def test_a_controller_that_is_killed_at_random_moments(
     assert run.status()["restarts"]["total"] == 0
 
 
-def test_two_controllers_at_once(run: Run, api: Api, controller: Controller, tmp_path: Any) -> None:
+def test_two_controllers_at_once(run: Run, api: Api, cluster: Cluster, controller: Controller, tmp_path: Any) -> None:
     """Neither knows of the other, as after a pause of the leader: no pod too many, and a lost pod is counted once."""
     environment = {
         **controller.environment,
+        "KUBECONFIG": str(cluster.kubeconfig),  # the chart lets a controller have its own Lease only
         "INFERENCERUN_CONTROLLER_LEASE_NAME": "another",
         "INFERENCERUN_CONTROLLER_IDENTITY": "another",
     }
