@@ -54,8 +54,6 @@ ANNOTATION_INTENT = "inferencerun.dev/intent"
 ANNOTATION_RETRY = "inferencerun.dev/retry"
 """On a run: set to another text than before (the time, say), it closes the run's breakers, begins its waits and its deadline
 anew, and lets a run that has failed go on."""
-FINALIZER_DRAIN = "inferencerun.dev/drain"
-"""On a run, only while it has worker pods: they commit what is finished before the run goes."""
 CONTAINER_WORKER = "worker"
 """Name of the container that runs the worker; others in its pod (sidecars) say nothing about it."""
 

@@ -63,7 +63,8 @@ class Leader:
             await asyncio.sleep(self._settings.lease_retry_s)
             left_s = renewed_s + self._settings.lease_renew_deadline_s - self._clock()
             try:
-                is_ours = await asyncio.wait_for(self._try(self._renew), max(0.0, left_s))
+                async with asyncio.timeout(max(0.0, left_s)):  # not wait_for: controller.reconciler says why
+                    is_ours = await self._try(self._renew)
             except TimeoutError:
                 is_ours = False
             if is_ours:

@@ -19,7 +19,7 @@ from controller.pods import GONE, NodeFacts, PodFacts, gone, read_node, read_pod
 from controller.watches import Reflector, exists
 
 FORGOTTEN_KEPT = 10_000
-"""Uids of pods whose end has been taken note of, remembered in case their deletion is reported late."""
+"""Uids of pods whose end has been taken note of, and of runs that are gone, remembered for what is reported late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Observation:
         self._wake = wake
         self._ended: dict[str, PodFacts] = {}
         self._forgotten: dict[str, None] = {}
+        self._gone_runs: dict[str, None] = {}
         self._index: dict[str | tuple[str, str], set[str]] = {}
         """Uids of pods, by uid of their run, and by namespace and name of it."""
         self._node_uids: dict[str, str] = {}
@@ -102,15 +103,14 @@ class Observation:
 
     def forget(self, uid: str) -> None:
         """Its end has been taken note of: nothing more is to be kept of it, now or once it is deleted."""
-        self._forgotten[uid] = None
-        while len(self._forgotten) > FORGOTTEN_KEPT:
-            del self._forgotten[next(iter(self._forgotten))]
+        _remember(self._forgotten, uid)
         pod = self._ended.pop(uid, None)
         if pod is not None and uid not in self.pods.entries:
             self._unindex(pod)
 
     def forget_run(self, run: RunKey) -> None:
-        """The run is gone: so is what was kept of its deleted pods."""
+        """The run is gone: so is what was kept of its deleted pods. Nobody will take note of those that still drain."""
+        _remember(self._gone_runs, run.uid)
         for pod in self.pods_of(run):
             if pod.is_deleted:
                 self.forget(pod.uid)
@@ -124,6 +124,8 @@ class Observation:
     def _pod_gone(self, last: PodFacts) -> None:
         if last.uid in self._forgotten:
             del self._forgotten[last.uid]
+            self._unindex(last)
+        elif last.run_uid in self._gone_runs:
             self._unindex(last)
         else:
             self._ended[last.uid] = gone(last)
@@ -166,6 +168,12 @@ class Observation:
             return GONE
         self.nodes.put(found)
         return read_node(found)
+
+
+def _remember(uids: dict[str, None], uid: str) -> None:
+    uids[uid] = None
+    while len(uids) > FORGOTTEN_KEPT:
+        del uids[next(iter(uids))]
 
 
 def _matters(pod: PodFacts) -> tuple[object, ...]:

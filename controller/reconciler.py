@@ -102,14 +102,17 @@ class RunReconciler:
                 logger.exception("reconcile failed", extra={**resource.where, "retry_s": again_s})
                 await resource.confess(error)
             await asyncio.sleep(self._tools.settings.min_interval_s)
+            # Not wait_for: until Python 3.12 it loses a cancellation that comes together with what it waits for.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(resource.changed.wait(), again_s)
+                async with asyncio.timeout(again_s):
+                    await resource.changed.wait()
         self._tools.observation.forget_run(self.key)
 
     async def _turn(self) -> float | None:
         """One reconcile; returns the seconds until the next, None = only when something changes."""
         if self._resource.is_being_deleted:
-            return await self._drain_for_deletion()
+            # Something keeps it, such as `--cascade=foreground` until its pods are gone: they drain, and none is started.
+            return self._tools.settings.poll_s if await self._pods.stop_all(Intent.RUN_ENDED) else None
         opener = self._opener
         noted = ledger.from_status(self._resource.status)
         try:
@@ -155,8 +158,6 @@ class RunReconciler:
                 now=now,
             )
         )
-        if any(isinstance(action, StartWorker) for action in decision.actions):
-            await self._resource.hold_until_drained()
         before = self._resource.status
         await self._resource.write_status(self._status(decision, replace(noted, memory=decision.memory)))
         self._resource.tell(before, noted.memory, decision)
@@ -168,7 +169,7 @@ class RunReconciler:
         if any(worker.is_live for worker in workers) or decision.actions:
             again_s = min(tools.settings.poll_s, again_s if again_s is not None else tools.settings.poll_s)
         if decision.status.phase.value in OVER and not tools.observation.pods_of(self.key):
-            return 0.0  # to let go of it
+            return 0.0  # to retire it
         return again_s
 
     def _status(self, decision: Decision, noted: Ledger) -> dict[str, Any]:
@@ -223,20 +224,8 @@ class RunReconciler:
                 await self._tools.blocking(store.finalize, opened.record.generation, manifests)
         return True
 
-    async def _drain_for_deletion(self) -> float | None:
-        """The run is being deleted: its pods drain, then it may go. What is in the store stays, whatever its state."""
-        if names.FINALIZER_DRAIN not in (self._resource.current["metadata"].get("finalizers") or []):
-            return None
-        if await self._pods.stop_all(Intent.RUN_ENDED):
-            return self._tools.settings.poll_s
-        for pod in self._tools.observation.pods_of(self.key):
-            await self._pods.forget(ForgetWorker(name=pod.name, uid=pod.uid), None)
-        await self._resource.let_go()
-        return None
-
     async def _retire(self, run: InferenceRun) -> float | None:
-        """The run has ended and its pods are gone: let it go, and delete it when its time is over."""
-        await self._resource.let_go()
+        """The run has ended and its pods are gone: delete it when its time is over."""
         if run.spec.ttl_after_finished_s is None:
             return None
         ended_at = self._resource.ended_at()

@@ -1,4 +1,4 @@
-"""The resource of one run as the controller reads it, and the only place that writes it: status, finalizer, Events.
+"""The resource of one run as the controller reads it, and the only place that writes it: status, Events.
 
 The status is patched over the version that was read, so whoever is late (a second controller, an old leader) fails with a
 conflict before it has done anything.
@@ -69,7 +69,7 @@ class RunResource:
 
     @property
     def is_being_deleted(self) -> bool:
-        """Whether somebody has deleted it, and finalizers hold it."""
+        """Whether somebody has deleted it, and a finalizer (never ours) keeps it."""
         return bool(self.current["metadata"].get("deletionTimestamp"))
 
     @property
@@ -187,24 +187,6 @@ class RunResource:
                     f"; {note.advice}" if note.advice else ""
                 )
                 events.emit(self.current, note.failure_class.value, text, is_warning=True)
-
-    async def hold_until_drained(self) -> None:
-        """Put our finalizer on the run: its pods are to drain before it goes."""
-        metadata = self.current["metadata"]
-        held_by = metadata.get("finalizers") or []
-        if names.FINALIZER_DRAIN not in held_by:
-            await self._patch_finalizers([*held_by, names.FINALIZER_DRAIN])
-
-    async def let_go(self) -> None:
-        """Take our finalizer off: nothing of ours keeps the run any more."""
-        held_by = self.current["metadata"].get("finalizers") or []
-        if names.FINALIZER_DRAIN in held_by:
-            await self._patch_finalizers([item for item in held_by if item != names.FINALIZER_DRAIN])
-
-    async def _patch_finalizers(self, finalizers: list[str]) -> None:
-        metadata = self.current["metadata"]
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": finalizers}}
-        self._take(await self._tools.cluster.patch(run_path(metadata["namespace"], metadata["name"]), body))
 
     async def delete(self) -> None:
         """Delete the resource itself."""

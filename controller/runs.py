@@ -137,7 +137,7 @@ class Runs:
         reconciler = self._make(resource)
         task = asyncio.create_task(reconciler.work(), name=f"run {reconciler.key.namespace}/{reconciler.key.name}")
         self._entries[uid] = _Entry(reconciler, task)
-        # A run whose finalizer is off, or that was read as gone, ends its task by itself.
+        # A run that was read as gone ends its task by itself.
         task.add_done_callback(lambda _task: self._entries.pop(uid, None))
 
     def _drop(self, uid: str) -> None:

@@ -16,6 +16,7 @@ from contract.store.local import LocalStore
 from controller.cluster import Cluster, Object, core_path, run_path
 from controller.events import EventRecorder
 from controller.observation import Observation
+from controller.pods import PodFacts
 from controller.reconciler import RunReconciler
 from controller.settings import Settings
 from controller.token_bucket import TokenBucket
@@ -48,6 +49,11 @@ class Bench:
     def pods(self) -> list[Object]:
         """All pods."""
         return self.server.of_kind("pods")
+
+    @property
+    def pods_known(self) -> list[PodFacts]:
+        """Pods that the controller has not forgotten, those that are gone included."""
+        return self.reconciler._tools.observation.pods_of(self.reconciler.key)
 
     def pod(self, name: str) -> Object:
         """One pod."""

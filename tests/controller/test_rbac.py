@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.chart import rendering
 
 USED = {
-    ("inferencerun.dev", "inferenceruns"): {"get", "list", "watch", "patch", "delete"},
+    ("inferencerun.dev", "inferenceruns"): {"get", "list", "watch", "delete"},
     ("inferencerun.dev", "inferenceruns/status"): {"patch"},
     ("inferencerun.dev", "inferenceruns/finalizers"): {"update"},
     ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},

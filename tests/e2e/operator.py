@@ -194,9 +194,10 @@ class Api:
         """Merge-patch the spec of a run."""
         self.custom.patch_namespaced_custom_object(*RUNS, name, {"spec": spec})
 
-    def delete(self, name: str) -> None:
-        """Delete a run; returns at once."""
-        self.custom.delete_namespaced_custom_object(*RUNS, name)
+    def delete(self, name: str, *, waits_for_pods: bool = True) -> None:
+        """Delete a run; returns at once. The run is gone once its pods are, or at once if it does not wait for them."""
+        policy = "Foreground" if waits_for_pods else "Background"
+        self.custom.delete_namespaced_custom_object(*RUNS, name, propagation_policy=policy)
 
     def pods(self, run_name: str) -> list[Any]:
         """Pods of a run."""
