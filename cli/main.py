@@ -6,6 +6,7 @@ Results go to standard output, errors and progress to standard error.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -30,24 +31,35 @@ COMMANDS = {
 """Name and one line; `cli/<name>.py` holds the command as `command`."""
 
 
+def load(name: str) -> click.Command:
+    """The command of that name."""
+    command: click.Command = import_module(f"cli.{name}").command
+    return command
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called."""
 
+    def __init__(
+        self, *arguments: Any, table: Mapping[str, str], load: Callable[[str], click.Command], **others: Any
+    ) -> None:
+        """`table` has a line for each command, `load` imports one."""
+        super().__init__(*arguments, **others)
+        self._table = table
+        self._load = load
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """All names, in the order of the table."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (click's signature)
         """The command, imported now; None when there is no such name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"cli.{cmd_name}").command
-        return command
+        return self._load(cmd_name) if cmd_name in self._table else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's signature)
         """The list of commands from the table alone, without an import."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self._table.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error meant for the user becomes one line and its exit code."""
@@ -58,7 +70,7 @@ class LazyGroup(click.Group):
             ctx.exit(int(error.exit_code))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, load=load, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="inferencerun-operator", prog_name="inferencerun")
 def main() -> None:
     """Offline batch inference, every record exactly once.

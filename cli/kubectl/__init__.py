@@ -1,0 +1,1 @@
+"""`kubectl inferencerun`: the same commands for a run that is named, not for an output that is pointed at."""

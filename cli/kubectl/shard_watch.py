@@ -1,0 +1,63 @@
+"""A run's shard manifests, read beside the main thread and again and again, so that a slow store holds up no screen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from cli.kubectl.on_store import explained
+from cli.output import Output, list_manifests, open_output, read_shards
+from contract.errors import InferenceRunError
+from contract.manifest import ShardManifest
+from contract.store.protocol import ETag
+
+
+class ShardWatch:
+    """Manifests of a run, as new as the store gives them. Reads only what has changed, by ETag."""
+
+    def __init__(self, uri: str) -> None:
+        """Nothing is read before `start`."""
+        self._uri = uri
+        self._output: Output | None = None
+        self._etags: dict[int, ETag] = {}
+        self._known: dict[int, ShardManifest] = {}
+        self._has_read = threading.Event()
+        self.manifests: Mapping[int, ShardManifest] | None = None
+        """By shard; None = not read yet, or not to be had."""
+        self.problem = ""
+        """Why the store could not be read; empty when it could, or has not answered yet."""
+
+    def start(self, *, every_s: float | None) -> None:
+        """Read once, or for ever every so many seconds, in a thread that ends with the process."""
+
+        def work() -> None:
+            while True:
+                self._read()
+                self._has_read.set()
+                if every_s is None:
+                    return
+                threading.Event().wait(every_s)
+
+        threading.Thread(target=work, name="store", daemon=True).start()
+
+    def wait(self, patience_s: float) -> bool:
+        """Wait for the first answer; False when there is none within `patience_s`."""
+        if self._has_read.wait(patience_s):
+            return True
+        self.problem = f"{self._uri} has not answered within {patience_s:g} s"
+        return False
+
+    def _read(self) -> None:
+        try:
+            with explained(self._uri):
+                if self._output is None:
+                    self._output = open_output(self._uri)
+                listed = list_manifests(self._output)
+                changed = [shard for shard, item in listed.items() if self._etags.get(shard) != item.etag]
+                for shard, found in read_shards(self._output, changed).stored.items():
+                    self._known[shard], self._etags[shard] = found.manifest, found.etag
+        except InferenceRunError as error:
+            self.manifests, self.problem = None, str(error)
+            self._output = None  # the run may have begun a new generation, or its first one
+        else:
+            self.manifests, self.problem = dict(self._known), ""
