@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from contract.errors import InferenceRunError
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "cleanup": "Remove objects that no manifest names, and old generations.",
     "repair": "Set a shard whose manifest cannot be read back to unclaimed.",
     "retry": "Set failed shards, or quarantined records, back to pending.",
+    "completion": "Print the completion script of a shell.",
 }
 """Name and one line; `cli/<name>.py` holds the command as `command`."""
 
@@ -56,6 +58,11 @@ class LazyGroup(click.Group):
         """The command, imported now; None when there is no such name."""
         return self._load(cmd_name) if cmd_name in self._table else None
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names and options that begin so; from the table, without an import."""
+        names = [CompletionItem(name, help=line) for name, line in self._table.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's signature)
         """The list of commands from the table alone, without an import."""
         with formatter.section("Commands"):
@@ -70,7 +77,13 @@ class LazyGroup(click.Group):
             ctx.exit(int(error.exit_code))
 
 
-@click.group(cls=LazyGroup, table=COMMANDS, load=load, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    name="inferencerun",
+    cls=LazyGroup,
+    table=COMMANDS,
+    load=load,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="inferencerun-operator", prog_name="inferencerun")
 def main() -> None:
     """Offline batch inference, every record exactly once.

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.kubectl.main import COMMANDS as PLUGIN_COMMANDS
+from cli.kubectl.main import load
 from cli.main import COMMANDS
 from controller.api import parse_run
 
@@ -132,6 +134,7 @@ def test_documents_name_only_what_exists(document: Path) -> None:
 
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", code, re.MULTILINE)) <= makefile_targets()
     assert set(re.findall(r"(?:bin/|`)inferencerun ([a-z]+)", code)) <= set(COMMANDS)
+    assert set(re.findall(r"kubectl inferencerun ([a-z]+)", code)) <= set(PLUGIN_COMMANDS)
     assert [link for link in links if not (document.parent / link).exists()] == []
     assert [test for test in tests if not (ROOT / test).exists()] == []
 
@@ -151,6 +154,14 @@ def test_every_command_has_a_module_and_a_line_in_the_readme() -> None:
 
     assert [name for name in COMMANDS if not (ROOT / "cli" / f"{name}.py").is_file()] == []
     assert [name for name in COMMANDS if f"`{name}`" not in readme] == []
+
+
+def test_every_command_of_the_plug_in_has_a_chapter() -> None:
+    """docs/kubectl-plugin.md explains each, and each can be loaded."""
+    text = (ROOT / "docs/kubectl-plugin.md").read_text()
+
+    assert [name for name in PLUGIN_COMMANDS if load(name).name != name] == []
+    assert [name for name in PLUGIN_COMMANDS if f"\n## {name}" not in text and f"`{name}`" not in text] == []
 
 
 def test_the_architecture_has_a_place_for_every_module() -> None:

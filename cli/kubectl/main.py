@@ -16,7 +16,6 @@ COMMANDS = {
     "status": "One screen: phase, progress, workers, conditions, last failures.",
     "watch": "The same, live.",
     "logs": "What its workers say.",
-    "doctor": "Why a run does not progress, and what mends it; without NAME: is the operator well?",
     "suspend": "Drain all workers; what is done stays done.",
     "resume": "Go on after suspend.",
     "scale": "Change the number of workers.",
@@ -32,7 +31,7 @@ COMMANDS = {
 """Name and one line."""
 
 ON_STORE = frozenset({"shards", "failures", "quarantine", "verify", "export"})
-"""Commands of `inferencerun`, called with the run's output; the others are in `cli/kubectl/<name>.py`, as `command`."""
+"""Commands of `inferencerun`, called with the run's output. The others are in `cli/kubectl/<name>.py`, as `command`."""
 
 
 def load(name: str) -> click.Command:
@@ -40,11 +39,18 @@ def load(name: str) -> click.Command:
     if name in ON_STORE:
         made: click.Command = import_module("cli.kubectl.on_store").by_name(name)
         return made
-    command: click.Command = import_module(f"cli.kubectl.{name}").command
+    module = f"cli.{name}" if name == "completion" else f"cli.kubectl.{name}"
+    command: click.Command = import_module(module).command
     return command
 
 
-@click.group(cls=LazyGroup, table=COMMANDS, load=load, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    name="kubectl-inferencerun",
+    cls=LazyGroup,
+    table=COMMANDS,
+    load=load,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="inferencerun-operator", prog_name="kubectl-inferencerun")
 def main() -> None:
     """InferenceRuns of a cluster: look, steer, find out what is wrong.

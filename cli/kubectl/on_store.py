@@ -19,7 +19,12 @@ WITHOUT_STORE = "status, watch, logs, suspend, resume, scale and doctor work wit
 
 def by_name(name: str) -> click.Command:
     """The command `name` of `inferencerun`, taking NAME in the place of OUTPUT_URI."""
-    original: click.Command = import_module(f"cli.{name}").command
+    try:
+        original: click.Command = import_module(f"cli.{name}").command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"numpy", "pyarrow", "safetensors", "torch"}:
+            raise
+        raise SpecError(f"{name} needs {error.name}: pip install 'inferencerun-operator[cli]'") from error
 
     @click.command(name=name, help=original.help)
     @run_argument

@@ -15,7 +15,7 @@ from cli.present import duration_text, print_pairs, print_table, printable, size
 from tests.cli.outputs import make_output, run
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS.keys() - {"completion"})
 def test_each_command_of_the_table_loads(name: str) -> None:
     """Its module has a command of that name, which takes --json."""
     command = main.get_command(click.Context(main), name)
@@ -51,6 +51,28 @@ def test_status_loads_no_torch(tmp_path: Path) -> None:
     )
 
     assert result.stdout.split() == ["0"]
+
+
+def test_completion_loads_no_heavy_package() -> None:
+    """A key press must not cost an import of torch: names come from the table."""
+    code = (
+        "import sys; from click.shell_completion import ShellComplete; from cli.main import main;"
+        "found = ShellComplete(main, {}, 'inferencerun', '').get_completions([], 'ver');"
+        "print(*[item.value for item in found], *sorted({'torch', 'numpy', 'boto3', 'rich'} & set(sys.modules)))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout.split() == ["verify"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_shells_script(shell: str) -> None:
+    """It calls the program back, with click's variable."""
+    result = run("completion", shell)
+
+    assert result.exit_code == 0
+    assert f"_INFERENCERUN_COMPLETE={shell}_complete" in result.stdout
 
 
 def test_an_unknown_command_is_wrong_usage() -> None:

@@ -78,8 +78,11 @@ class ApiServer:
         path, method = request.path, request.method
         self.requests.append((method, path))
         faulty = self.fault(method, path)
-        if faulty is not None:
-            return faulty
+        return await self.usual(request) if faulty is None else faulty
+
+    async def usual(self, request: web.Request) -> web.StreamResponse:
+        """The answer when no fault is wanted."""
+        path, method = request.path, request.method
         if method == "GET" and path.endswith("/log"):
             name = path.split("/")[-2]
             return web.Response(text=self.logs[name]) if name in self.logs else _refusal(404, "NotFound", path)
@@ -147,9 +150,9 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[ApiServer]:
-    """A server on a free port of loopback."""
-    server = ApiServer()
+async def serving(server: ApiServer | None = None) -> AsyncIterator[ApiServer]:
+    """A server (an empty one, if none is given) on a free port of loopback."""
+    server = server or ApiServer()
     application = web.Application()
     application.router.add_route("*", "/{tail:.*}", server.answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)

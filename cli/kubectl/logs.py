@@ -1,0 +1,120 @@
+"""`kubectl inferencerun logs`: what the workers of a run say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import click
+
+from cli.kubectl.api import ApiUnreachable, core_path
+from cli.kubectl.change import OVER, phase_of
+from cli.kubectl.log_lines import readable
+from cli.kubectl.options import Access, cluster_options, run_argument
+from cli.kubectl.runs import find_run, pods_of
+from contract.errors import InferenceRunError, SpecError
+from contract.names import CONTAINER_WORKER
+from controller.pods import PodFacts, read_pod
+
+FOLLOW_S = 2.0
+"""Between two looks for workers that have come."""
+
+Say = Callable[[str], None]
+
+
+@click.command(name="logs")
+@run_argument
+@click.option("--worker", "pod_name", help="Only this worker pod.")
+@click.option("--slot", type=click.IntRange(min=0), help="Only the worker in this slot.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines come, also of workers that start later.")
+@click.option(
+    "--tail", type=click.IntRange(min=-1), default=100, show_default=True, help="Last lines of each worker; -1 = all."
+)
+@click.option("--raw", is_flag=True, help="Lines as the workers write them.")
+@cluster_options
+def command(
+    run_name: str, *, pod_name: str | None, slot: int | None, follow: bool, tail: int, raw: bool, access: Access
+) -> None:
+    """What the workers of a run say, their JSON made readable.
+
+    Lines begin with the worker's slot where there may be several. -f goes on until the run is over, or Ctrl-C.
+    """
+    run = find_run(access, run_name)
+    is_prefixed = pod_name is None and slot is None
+
+    def chosen() -> list[PodFacts]:
+        pods = [read_pod(item) for item in pods_of(access, run)]
+        wanted = [pod for pod in pods if pod_name in {None, pod.name} and slot in {None, pod.slot}]
+        return sorted(wanted, key=lambda pod: (pod.slot, pod.attempt))
+
+    def saying(pod: PodFacts) -> Say:
+        prefix = f"[{pod.slot}] " if is_prefixed else ""
+        return lambda line: click.echo(f"{prefix}{line if raw else readable(line)}")
+
+    if follow:
+        _follow(access, run_name, chosen, saying, tail=tail)
+        return
+    started = [pod for pod in chosen() if pod.started_at is not None]
+    if not started:
+        raise SpecError(
+            f"{run_name}: no such worker has started; 'kubectl inferencerun status {run_name}' lists those there are"
+        )
+    for pod in started:
+        _say_all(lines_of(access, pod, tail=tail), saying(pod))
+
+
+def lines_of(access: Access, pod: PodFacts, *, tail: int, is_following: bool = False) -> Iterator[str]:
+    """Lines of a worker, as it wrote them.
+
+    Args:
+        access: the cluster.
+        pod: its pod; must have started.
+        tail: how many of the last lines; -1 = all.
+        is_following: go on until the worker ends.
+    """
+    query = {"container": CONTAINER_WORKER} | ({"tailLines": str(tail)} if tail >= 0 else {})
+    if is_following:
+        query["follow"] = "true"
+    path = core_path(pod.namespace, "pods", pod.name, "log")
+    for line in access.api.lines(path, is_endless=is_following, **query):
+        yield line.decode(errors="replace").rstrip("\r")
+
+
+def _say_all(lines: Iterable[str], say: Say) -> None:
+    for line in lines:
+        say(line)
+
+
+def _follow(
+    access: Access,
+    run_name: str,
+    chosen: Callable[[], list[PodFacts]],
+    saying: Callable[[PodFacts], Say],
+    *,
+    tail: int,
+) -> None:
+    """A thread for each worker, until the run is over and all of them have said their last."""
+    threads: dict[str, threading.Thread] = {}
+    while True:
+        try:
+            is_over = phase_of(find_run(access, run_name)) in OVER
+            pods = chosen()
+        except ApiUnreachable as error:  # it outlives an API server that restarts
+            click.echo(str(error), err=True)
+        else:
+            for pod in pods:
+                if pod.uid not in threads and pod.started_at is not None:
+                    reader = threading.Thread(target=_read, args=(access, pod, saying(pod), tail), daemon=True)
+                    threads[pod.uid] = reader
+                    reader.start()
+            if is_over and not any(thread.is_alive() for thread in threads.values()):
+                return
+        time.sleep(FOLLOW_S)
+
+
+def _read(access: Access, pod: PodFacts, say: Say, tail: int) -> None:
+    try:
+        _say_all(lines_of(access, pod, tail=tail, is_following=True), say)
+    except InferenceRunError as error:
+        click.echo(f"{pod.name}: its lines end here ({error})", err=True)

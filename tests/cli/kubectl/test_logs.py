@@ -1,0 +1,86 @@
+"""Tests of `logs`: whose lines, in which words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli.kubectl.log_lines import readable
+from tests.cli.kubectl.cluster import FakeCluster
+from tests.cli.kubectl.test_commands import STATUS
+
+LINE = json.dumps(
+    {
+        "time": "2026-03-01T12:00:01.250+00:00",
+        "level": "warning",
+        "message": "shard claimed",
+        "pod": "swissprot-0-0",
+        "shard": 3,
+        "detail": "two words",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (LINE, '12:00:01 warning shard claimed  shard=3 detail="two words"'),
+        ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+        ("[1, 2]", "[1, 2]"),
+        ('{"other": 1}', '{"other": 1}'),
+        ('{"message": "x\\u001b[2J"}', "--:--:-- info    x\\x1b[2J"),
+        ('{"message": "x", "traceback": "a\\nb"}', "--:--:-- info    x\n    a\n    b"),
+    ],
+    ids=["json", "text", "list", "no message", "control characters", "traceback"],
+)
+def test_json_becomes_readable(line: str, expected: str) -> None:
+    """What is no line of the worker's log stays as it is; nothing acts on the terminal."""
+    assert readable(line) == expected
+
+
+def test_lines_of_several_workers_begin_with_their_slot(cluster: FakeCluster) -> None:
+    """In the order of slots."""
+    cluster.apply(**STATUS)
+    for slot in (1, 0):
+        cluster.add_pod(slot)
+        cluster.server.logs[f"swissprot-{slot}-0"] = f"{LINE}\nplain {slot}\n"
+
+    result = cluster.run("logs", "swissprot")
+
+    assert [line[:4] for line in result.stdout.splitlines()] == ["[0] ", "[0] ", "[1] ", "[1] "]
+    assert "[1] plain 1" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("choice", [("--slot", "1"), ("--worker", "swissprot-1-0")])
+def test_one_worker_can_be_chosen(cluster: FakeCluster, choice: tuple[str, str]) -> None:
+    """By slot or by pod; then without a prefix, and raw as it was written."""
+    cluster.apply(**STATUS)
+    for slot in (0, 1):
+        cluster.add_pod(slot)
+        cluster.server.logs[f"swissprot-{slot}-0"] = f"{LINE}\nplain {slot}"
+
+    assert cluster.run("logs", "swissprot", *choice, "--raw").stdout == f"{LINE}\nplain 1\n"
+
+
+def test_a_worker_that_has_not_started_has_no_lines(cluster: FakeCluster) -> None:
+    """The error says where to look."""
+    cluster.apply(**STATUS)
+    cluster.add_pod(0, state="ContainerCreating")
+
+    result = cluster.run("logs", "swissprot")
+
+    assert result.exit_code == 64
+    assert "no such worker has started" in result.stderr
+
+
+def test_following_ends_with_the_run(cluster: FakeCluster) -> None:
+    """When it is over and all lines are read."""
+    cluster.apply(**{**STATUS, "phase": "Succeeded"})
+    cluster.add_pod(0, state="ended")
+    cluster.server.logs["swissprot-0-0"] = f"{LINE}\n"
+
+    result = cluster.run("logs", "swissprot", "-f", "--slot", "0")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == '12:00:01 warning shard claimed  shard=3 detail="two words"\n'
