@@ -38,7 +38,9 @@ e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), o
 
 verify: $(SETUP) ## render what is generated; fails when the committed copy is another
 	$(BIN)/python -m tests.chart.rendering
-	git diff --exit-code -- deploy
+	$(BIN)/python -m tests.corpus.page
+	git diff --exit-code -- deploy docs/failure-modes.md
+
 
 lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .

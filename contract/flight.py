@@ -73,12 +73,12 @@ def to_text(flight: Flight) -> str:
 
 
 def from_text(text: str) -> Flight | None:
-    """The flight in a termination message; None when it is not ours (empty, cut, or the log's tail)."""
+    """The flight in a termination message; None when it is not ours (empty, cut, the log's tail, or made up)."""
     try:
         fields = json.loads(text)
         if fields["kind"] != _KIND:
             return None
-        return Flight(
+        flight = Flight(
             shard=fields["shard"],
             epoch=fields["epoch"],
             first=fields["first"],
@@ -91,5 +91,19 @@ def from_text(text: str) -> Flight | None:
             exit_code=fields["exitCode"],
             detail=fields["detail"],
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return flight if _is_sound(flight) else None
+
+
+def _is_sound(flight: Flight) -> bool:
+    """Whether each field has its type: whatever runs in the container can write that file."""
+    numbers = (flight.shard, flight.epoch, flight.first, flight.next, flight.first_offset, flight.exit_code)
+    return (
+        all(item is None or (type(item) is int and item >= 0) for item in (*numbers, flight.model_restarts))
+        and flight.model_restarts is not None
+        and isinstance(flight.first_id, str)
+        and isinstance(flight.detail, str)
+        and isinstance(flight.has_claimed, bool)
+        and isinstance(flight.has_committed, bool)
+    )

@@ -83,10 +83,10 @@ EXIT_CLASSES = {
 """What a worker's own exit code says when no evidence from outside says more."""
 
 ADVICE = {
-    FailureClass.DONE: "",
-    FailureClass.INTENDED: "",
-    FailureClass.SPOT_EVICTION: "",
-    FailureClass.NODE_LOST: "nothing to do; its work goes on elsewhere",
+    FailureClass.DONE: "nothing to do",
+    FailureClass.INTENDED: "nothing to do",
+    FailureClass.SPOT_EVICTION: "nothing to do; another worker goes on with its work",
+    FailureClass.NODE_LOST: "nothing to do; another worker goes on with its work",
     FailureClass.NODE_REJECTED: "look at the node if it repeats; new workers keep away from it then",
     FailureClass.GPU_HARDWARE: "drain and replace the node; new workers keep away from it",
     FailureClass.OUT_OF_MEMORY: "lower model.maxTokensPerBatch, or give workers more memory",
@@ -113,19 +113,65 @@ _PULL_REFUSED_TEXT = re.compile(
     r"pull access denied|manifest unknown|not found|unauthorized|authentication required|forbidden|invalid reference"
     r"|no basic auth|denied"
 )
-_SHUTDOWN_REASONS = frozenset({"Terminated", "Shutdown", "NodeShutdown"})
-_REFUSALS = frozenset(
-    {"UnexpectedAdmissionError", "Preempting", "NodeAffinity", "NodeName", "NodePorts", "TaintToleration"}
+_NO_PROGRAM_TEXT = re.compile(
+    r"executable file not found|no such file or directory|permission denied|exec format error|not a directory"
 )
+_GPU_DRIVER_TEXT = re.compile(r"nvidia-container-cli|nvml|nvidia-container-runtime|unresolvable cdi devices|libnvidia")
+_CACHE_TROUBLE_TEXT = re.compile(r"failed to sync|have not yet been read at least once")
+"""A kubelet that has just started says so of Secrets and Services that are there."""
+_SHUTDOWN_REASONS = frozenset({"Terminated", "Shutdown", "NodeShutdown"})
+"""Pod reasons of a graceful shutdown of the node, by version: 1.22 and later, before, and of pods bound meanwhile."""
+_DELETING_DISRUPTIONS = frozenset(
+    {"PreemptionByScheduler", "PreemptionByKubeScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI"}
+)
+"""Whoever sets the condition for one of these deletes the pod next."""
+_REFUSALS = frozenset(
+    {
+        "UnexpectedAdmissionError",
+        "Preempting",
+        "NodeAffinity",
+        "NodeName",
+        "NodePorts",
+        "TaintToleration",
+        "TopologyAffinityError",
+        "SMTAlignmentError",
+        "InvalidNodeInfo",
+        "UnknownReason",
+        "UnexpectedPredicateFailureType",
+        "PodOSSelectorNodeLabelDoesNotMatch",
+        "PodOSNotSupported",
+        "SupplementalGroupsPolicyNotSupported",
+    }
+)
+"""Pod reasons of a kubelet that did not admit the pod. Source: pkg/kubelet/lifecycle/predicate.go and cm/topologymanager."""
+_FORBIDDEN = frozenset({"SysctlForbidden", "AppArmor"})
+"""Pod reasons of a kubelet that admits no pod with such a setting, on any node of its kind."""
 _NEVER_STARTS = {
     "InvalidImageName": "correct the image's name",
     "ErrImageNeverPull": "load the image on the nodes, or let imagePullPolicy pull it",
     "CreateContainerConfigError": "create the Secret, ConfigMap or key that the message names",
+    "SignatureValidationFailed": "sign the image, or let the nodes' signature policy allow it",
 }
 _PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
+_NO_SANDBOX = frozenset({"CreatePodSandboxError", "ConfigPodSandboxError", "KillPodSandboxError"})
+_NO_START = frozenset({"ContainerCannotRun", "StartError", "RunContainerError", "CreateContainerError"})
+"""Reasons of a container that the runtime could not make or start; the message says why."""
 _POISON_CODES = frozenset({134, 135, 136, 139})
 """128 + ABRT, BUS, FPE, SEGV."""
-_LOST_NODES = frozenset({NodeState.NOT_READY, NodeState.TERMINATING, NodeState.GONE})
+_DEADLINE = "DeadlineExceeded"
+_KUBELET_STOPS = frozenset({"Evicted", "Preempting", _DEADLINE})
+"""Pod reasons for which the kubelet stops a running pod: they say more than the code it ended with."""
+_INTENTS = {
+    Intent.SCALE_DOWN: "we stopped it: the run needs fewer workers",
+    Intent.SUSPENDED: "we stopped it: the run is suspended",
+    Intent.RUN_ENDED: "we stopped it: the run has ended",
+    Intent.CIRCUIT_OPEN: "we stopped it: the run's breaker is open",
+    Intent.COORDINATOR_STOPPED: "we stopped it: the coordinator ends",
+    Intent.ATTEMPT_TIMEOUT: "we stopped it: it held one shard for longer than workers.attemptTimeoutSeconds",
+    Intent.STALLED: "we stopped it: it held a shard for too long without a commit",
+}
+_NODES = {NodeState.NOT_READY: "not ready", NodeState.TERMINATING: "being taken away", NodeState.GONE: "gone"}
+_LOST_NODES = frozenset(_NODES)
 _CHARGED_INTENTS = frozenset({Intent.ATTEMPT_TIMEOUT, Intent.STALLED})
 _DETAIL_LENGTH = 300
 
@@ -180,7 +226,13 @@ class _Case:
         """The most telling message, cut to a line."""
         own = self.seen.flight.detail if self.seen.flight else ""
         lines = (own or next((item for item in reversed(self.seen.messages) if item.strip()), "")).strip().splitlines()
-        return lines[-1][:_DETAIL_LENGTH] if lines else ""
+        return lines[-1][:_DETAIL_LENGTH].rstrip(" .") if lines else ""
+
+    @property
+    def start_failure(self) -> str:
+        """Why the runtime could not start it; empty when it could."""
+        reasons = (self.seen.waiting_reason, self.seen.container_reason)
+        return next((reason for reason in reasons if reason in _NO_START), "")
 
     def told(self, what: str) -> str:
         return f"{what}: {self.detail}" if self.detail else what
@@ -225,13 +277,14 @@ def _done(case: _Case) -> Verdict | None:
 def _intended(case: _Case) -> Verdict | None:
     seen = case.seen
     if seen.intent is not None and seen.intent not in _CHARGED_INTENTS:
-        return _verdict(FailureClass.INTENDED, f"we stopped it ({seen.intent})")
+        return _verdict(FailureClass.INTENDED, _INTENTS[seen.intent])
     if seen.has_termination_target:
         return _verdict(FailureClass.INTENDED, "the queue or job controller asked for its end (TerminationTarget)")
     if case.code == ExitCode.FENCED:
         return _verdict(FailureClass.INTENDED, case.told("exit 79: its shard had been given to another worker"))
     # A node that is lost gets its pods deleted, before 1.26 without another word.
-    is_plain_deletion = seen.has_deletion_timestamp and case.code is None and not seen.disruption_reason
+    is_lost = bool(seen.disruption_reason) or seen.pod_reason == "NodeLost"
+    is_plain_deletion = seen.has_deletion_timestamp and case.code is None and not is_lost
     if is_plain_deletion and not seen.is_spot_node and seen.node_state not in _LOST_NODES:
         return _verdict(FailureClass.INTENDED, "somebody deleted it")
     return None
@@ -243,29 +296,42 @@ def _spot_eviction(case: _Case) -> Verdict | None:
         return None
     # A node short of memory or room evicts by itself; that speaks against the node, and must be bounded by its score.
     is_own_shortage = seen.disruption_reason == "TerminationByKubelet" and seen.pod_reason in {"Evicted", "Preempting"}
-    if seen.disruption_reason and not is_own_shortage:
+    # A condition whose deletion never came is stale; an end that no signal brings about is then the worker's own.
+    is_stale = (
+        seen.disruption_reason in _DELETING_DISRUPTIONS
+        and not seen.has_deletion_timestamp
+        and case.code not in {None, 0, 137, ExitCode.DRAINED}
+    )
+    if seen.disruption_reason and not (is_own_shortage or is_stale):
         return _verdict(FailureClass.SPOT_EVICTION, case.told(f"the pod was disrupted ({seen.disruption_reason})"))
     if seen.pod_reason in _SHUTDOWN_REASONS:
         return _verdict(FailureClass.SPOT_EVICTION, case.told(f"its node shut down (pod reason {seen.pod_reason})"))
     if seen.is_spot_node and seen.node_state in _LOST_NODES:
-        return _verdict(FailureClass.SPOT_EVICTION, f"its spot node is {seen.node_state}")
+        return _verdict(FailureClass.SPOT_EVICTION, f"its spot node is {_NODES[seen.node_state]}")
+    if seen.pod_reason in _KUBELET_STOPS:
+        return None
     if case.code == ExitCode.DRAINED:
         return _verdict(FailureClass.SPOT_EVICTION, "it was asked to stop (SIGTERM) and drained")
-    is_grace_over = seen.has_deletion_timestamp and case.code == 137 and not _is_out_of_memory(seen)
-    if is_grace_over:
+    if seen.has_deletion_timestamp and case.code == 137 and not _is_out_of_memory(seen):
         return _verdict(FailureClass.SPOT_EVICTION, "it was deleted, and killed when the grace period was over")
+    if seen.has_deletion_timestamp and case.code == 0:
+        return _verdict(FailureClass.SPOT_EVICTION, "it was deleted, and ended with 0 before its work was done")
     return None
 
 
 def _node_lost(case: _Case) -> Verdict | None:
     seen = case.seen
     if seen.node_state in _LOST_NODES:
-        return _verdict(FailureClass.NODE_LOST, f"its node is {seen.node_state}")
-    if seen.pod_reason == "NodeLost" or seen.container_reason == "ContainerStatusUnknown":
+        return _verdict(FailureClass.NODE_LOST, f"its node is {_NODES[seen.node_state]}")
+    # An eviction loses the record of its containers too; then the pod's own reason says more.
+    is_lost_record = seen.container_reason == "ContainerStatusUnknown" and not seen.pod_reason
+    if seen.pod_reason == "NodeLost" or is_lost_record:
         reason = seen.pod_reason or seen.container_reason
         return _verdict(FailureClass.NODE_LOST, f"the node lost track of it ({reason})")
-    if case.code == 255 and seen.container_reason == "Unknown":
-        return _verdict(FailureClass.NODE_LOST, "exit 255, Unknown: it was lost while the container runtime was down")
+    # No worker ends with 255, and one that ends by itself says so. A wrapper that was never our worker leaves no words.
+    was_cut_off = seen.flight is not None and seen.flight.exit_code is None
+    if case.code == 255 and not seen.pod_reason and (seen.container_reason == "Unknown" or was_cut_off):
+        return _verdict(FailureClass.NODE_LOST, "exit 255: it was lost while the container runtime was down")
     if seen.is_vanished:
         # Nothing speaks against a node whose pod somebody removed; and a node that is gone needs no avoiding.
         return replace(_verdict(FailureClass.NODE_LOST, "it vanished, and nobody saw it end"), node_score=0)
@@ -286,19 +352,26 @@ def _node_lost(case: _Case) -> Verdict | None:
 
 def _node_rejected(case: _Case) -> Verdict | None:
     seen = case.seen
-    is_shortage = seen.pod_reason == "Evicted" and (not seen.has_started or "node was low on resource" in case.text)
+    # Before 1.26 a kubelet that evicts drops the containers' statuses, also where the pod's own limits were to blame.
+    is_shortage = seen.pod_reason == "Evicted" and (
+        "node was low on resource" in case.text or not (seen.has_started or _DISK_TEXT.search(case.text))
+    )
     if seen.pod_reason in _REFUSALS or seen.pod_reason.startswith("OutOf") or is_shortage:
         return _verdict(FailureClass.NODE_REJECTED, case.told(f"the node refused or removed it ({seen.pod_reason})"))
+    if seen.waiting_reason in _NO_SANDBOX:
+        return _verdict(FailureClass.NODE_REJECTED, case.told(f"the node cannot set it up ({seen.waiting_reason})"))
     return None
 
 
 def _gpu_hardware(case: _Case) -> Verdict | None:
     if case.code == ExitCode.GPU_HARDWARE:
         return _verdict(FailureClass.GPU_HARDWARE, case.told("exit 77: the device reports a fault"))
-    if case.seen.is_device_unhealthy:
-        return _verdict(FailureClass.GPU_HARDWARE, "its device is reported as unhealthy")
-    if case.code in {ExitCode.INVALID, ExitCode.STORE_REFUSED, ExitCode.MEMORY}:
+    if case.code in {ExitCode.INVALID, ExitCode.STORE_REFUSED, ExitCode.MEMORY} or _is_out_of_memory(case.seen):
         return None
+    if case.seen.is_device_unhealthy:
+        return _verdict(FailureClass.GPU_HARDWARE, case.told("its device is reported as unhealthy"))
+    if case.start_failure and _GPU_DRIVER_TEXT.search(case.text):
+        return _verdict(FailureClass.GPU_HARDWARE, case.told("the node's GPU driver does not let it start"))
     xids = {int(number) for number in _XID.findall(case.text)} & _HARDWARE_XIDS
     if xids:
         return _verdict(FailureClass.GPU_HARDWARE, f"Xid {min(xids)} in its messages")
@@ -344,12 +417,19 @@ def _configuration(case: _Case) -> Verdict | None:
     if case.code == ExitCode.STORE_REFUSED:
         advice = "check the credentials and the buckets of input.uris and output.uri"
         return replace(permanent, evidence=case.told("exit 69: the store refused"), advice=advice)
-    if seen.waiting_reason in _NEVER_STARTS:
+    is_passing = seen.waiting_reason == "CreateContainerConfigError" and _CACHE_TROUBLE_TEXT.search(case.text)
+    if seen.waiting_reason in _NEVER_STARTS and not is_passing:
         evidence, advice = case.told(f"it cannot start ({seen.waiting_reason})"), _NEVER_STARTS[seen.waiting_reason]
         return replace(permanent, evidence=evidence, advice=advice)
     if seen.waiting_reason in _PULLS and _PULL_REFUSED_TEXT.search(case.text):
         advice = "correct the image's name, or give the worker's service account access to its registry"
         return replace(permanent, evidence=case.told(f"the image is refused ({seen.waiting_reason})"), advice=advice)
+    if case.start_failure and (case.code in {126, 127} or _NO_PROGRAM_TEXT.search(case.text)):
+        advice = "correct the command in workers.template, or take an image that has it"
+        return replace(permanent, evidence=case.told(f"its command cannot run ({case.start_failure})"), advice=advice)
+    if seen.pod_reason in _FORBIDDEN:
+        advice = "take the setting that the message names out of workers.template, or let the nodes allow it"
+        return replace(permanent, evidence=case.told(f"no node admits it ({seen.pod_reason})"), advice=advice)
     return None
 
 
@@ -369,7 +449,10 @@ def _transient(case: _Case) -> Verdict:
     seen = case.seen
     if seen.intent in _CHARGED_INTENTS:
         advice = "raise workers.attemptTimeoutSeconds" if seen.intent is Intent.ATTEMPT_TIMEOUT else None
-        return _verdict(FailureClass.TRANSIENT, f"we stopped it ({seen.intent})", advice=advice)
+        return _verdict(FailureClass.TRANSIENT, _INTENTS[seen.intent], advice=advice)
+    if seen.pod_reason == _DEADLINE:
+        advice = "raise activeDeadlineSeconds in workers.template, or leave it out"
+        return _verdict(FailureClass.TRANSIENT, "its pod ran longer than activeDeadlineSeconds", advice=advice)
     if case.code == 0 and case.manifest is not None:
         return _verdict(FailureClass.TRANSIENT, f"exit 0, though it holds shard {case.manifest.shard}")
     if case.code == 0:

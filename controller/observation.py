@@ -13,13 +13,15 @@ from datetime import datetime
 
 from contract import names
 from controller.cluster import Cluster, Object, core_path
-from controller.observed import WorkerView
+from controller.observed import NodeState, WorkerView
 from controller.pod_template import label_value
-from controller.pods import GONE, NodeFacts, PodFacts, gone, read_node, read_pod, worker_view
+from controller.pods import GONE, NodeFacts, PodFacts, gone, gone_node, read_node, read_pod, worker_view
 from controller.watches import Reflector, exists
 
 FORGOTTEN_KEPT = 10_000
 """Uids of pods whose end has been taken note of, and of runs that are gone, remembered for what is reported late."""
+GONE_NODES_KEPT = 1_000
+"""Nodes that are gone, as they were last seen: whether they were spot nodes decides what their pods died of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Observation:
         self._index: dict[str | tuple[str, str], set[str]] = {}
         """Uids of pods, by uid of their run, and by namespace and name of it."""
         self._node_uids: dict[str, str] = {}
+        self._gone_nodes: dict[str, NodeFacts] = {}
         self.pods = Reflector(
             cluster,
             core_path(namespace, "pods"),
@@ -146,6 +149,9 @@ class Observation:
     def _node_gone(self, last: NodeFacts) -> None:
         if self._node_uids.get(last.name) == last.uid:
             del self._node_uids[last.name]
+            self._gone_nodes[last.name] = gone_node(last)
+            while len(self._gone_nodes) > GONE_NODES_KEPT:
+                del self._gone_nodes[next(iter(self._gone_nodes))]
         self._wake_pods_on(last.name)
 
     def _wake_pods_on(self, node: str) -> None:
@@ -156,16 +162,16 @@ class Observation:
     def _known_node(self, name: str) -> NodeFacts | None:
         if not name or not self.nodes.synced.is_set():
             return None  # not placed; or we may not read nodes
-        return self.nodes.entries.get(self._node_uids.get(name, ""), GONE)
+        return self.nodes.entries.get(self._node_uids.get(name, "")) or self._gone_nodes.get(name, GONE)
 
     async def _node(self, name: str) -> NodeFacts | None:
         """The node of a living pod; one that the watch does not show may be too new for it, and is asked for."""
         known = self._known_node(name)
-        if known is not GONE:
+        if known is None or known.state is not NodeState.GONE:
             return known
         found = await exists(self._cluster, core_path("", "nodes", name))
         if found is None:
-            return GONE
+            return known
         self.nodes.put(found)
         return read_node(found)
 

@@ -4,8 +4,8 @@
 them into a WorkerView: a pod has ended when its worker container has, when it is gone, when its node is, or when it
 waits in vain for an image or a Secret; then it carries the evidence of its end.
 
-Absent fields are normal (a pod that a node refused has no container status), so nothing here is looked up strictly, but
-for what every object has.
+Absent fields are normal (a pod that a node refused has no container status) and a field of another type than the API's
+counts as absent: whatever an object holds, it gets read, since one that cannot be read would blind the whole watch.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ tries again by itself in that time: a registry that hiccups must not cost a pod.
 STRANGER = -1
 """Slot of a pod that belongs to an earlier resource of this name: it takes nobody's place, and may still hold shards."""
 
+_MAX_DIGITS = 18
+"""Of a number in a label: what a 64-bit counter holds."""
+
 _WAITS_IN_VAIN = frozenset(
     {
         "InvalidImageName",
@@ -40,10 +43,16 @@ _WAITS_IN_VAIN = frozenset(
         "CreateContainerError",
         "RunContainerError",
         "CrashLoopBackOff",
+        "SignatureValidationFailed",
+        "CreatePodSandboxError",
+        "ConfigPodSandboxError",
+        "KillPodSandboxError",
+        "KillContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
+        "PostStartHookError",
     }
 )
-_CACHE_TROUBLE = "failed to sync"
-"""A kubelet that has just started says so of Secrets that are there."""
 
 _SPOT_LABELS = frozenset(
     {
@@ -67,6 +76,8 @@ _TERMINATING_TAINTS = frozenset(
     }
 )
 _TERMINATING_TAINT_PREFIX = "aws-node-termination-handler/"
+_GPU_CONDITION = "AcceleratedHardwareReady"
+"""Of the EKS node monitoring agent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,47 +136,51 @@ class NodeFacts:
     resource_version: str
     state: NodeState
     is_spot: bool
+    is_gpu_unhealthy: bool = False
+    """A monitoring agent says so of the node's accelerators."""
 
 
 GONE = NodeFacts(uid="", name="", resource_version="", state=NodeState.GONE, is_spot=False)
-"""A node that the API no longer knows."""
+"""A node that the API no longer knows, and of which nothing was ever seen."""
 
 
 def read_pod(pod: Mapping[str, Any]) -> PodFacts:
-    """The facts of a pod as the API gives it."""
-    metadata, status = pod["metadata"], pod.get("status") or {}
-    labels = metadata.get("labels") or {}
-    statuses = status.get("containerStatuses") or []
+    """The facts of a pod as the API gives it. Never raises."""
+    metadata, spec, status = (_object(pod.get(part)) for part in ("metadata", "spec", "status"))
+    labels = _object(metadata.get("labels"))
+    statuses = _objects(status.get("containerStatuses"))
     worker: Mapping[str, Any] = next((item for item in statuses if item.get("name") == names.CONTAINER_WORKER), {})
-    inits = status.get("initContainerStatuses") or []
+    inits = _objects(status.get("initContainerStatuses"))
     running = _state(worker, "running")
-    ended = _state(worker, "terminated") or _failed_init(inits)
-    waiting = next((found for item in (*inits, worker) if (found := _state(item, "waiting"))), {})
-    conditions = {item.get("type"): item for item in status.get("conditions") or []}
+    ended = _state(worker, "terminated") or _failed_init(_without_sidecars(inits, spec))
+    # Whichever comes first keeps the others from starting.
+    awaited = () if running else (*inits, worker)
+    waiting = next((found for item in awaited if (found := _state(item, "waiting"))), {})
+    conditions = {_text(item.get("type")): item for item in _objects(status.get("conditions"))}
     scheduled = conditions.get("PodScheduled", {})
     started_at = _instant(running.get("startedAt") or _state(worker, "terminated").get("startedAt"))
     finished_at = _instant(ended.get("finishedAt"))
     return PodFacts(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        resource_version=metadata.get("resourceVersion", ""),
-        run_uid=labels.get(names.LABEL_RUN_UID, ""),
-        run=labels.get(names.LABEL_RUN, ""),
+        namespace=_text(metadata.get("namespace")),
+        name=_text(metadata.get("name")),
+        uid=_text(metadata.get("uid")),
+        resource_version=_text(metadata.get("resourceVersion")),
+        run_uid=_text(labels.get(names.LABEL_RUN_UID)),
+        run=_text(labels.get(names.LABEL_RUN)),
         slot=_number(labels.get(names.LABEL_SLOT), STRANGER),
         attempt=_number(labels.get(names.LABEL_ATTEMPT), 0),
         generation=_number(labels.get(names.LABEL_GENERATION), 0),
-        node=(pod.get("spec") or {}).get("nodeName") or "",
-        phase=status.get("phase") or "",
+        node=_text(spec.get("nodeName")),
+        phase=_text(status.get("phase")),
         created_at=_instant(metadata.get("creationTimestamp")),
         placed_at=_instant(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         started_at=started_at,
         finished_at=finished_at,
         is_running=bool(running),
-        is_gated=bool((pod.get("spec") or {}).get("schedulingGates")),
+        is_gated=bool(spec.get("schedulingGates")),
         deletion_at=_instant(metadata.get("deletionTimestamp")),
-        waiting_reason=waiting.get("reason") or "",
-        waiting_message=waiting.get("message") or "",
+        waiting_reason=_text(waiting.get("reason")),
+        waiting_message=_text(waiting.get("message")),
         evidence=_own_evidence(
             metadata,
             status,
@@ -174,7 +189,7 @@ def read_pod(pod: Mapping[str, Any]) -> PodFacts:
             target=conditions.get("TerminationTarget", {}),
             has_started=bool(running or _state(worker, "terminated")),
             is_device_unhealthy=_is_device_unhealthy(worker),
-            ran_s=(finished_at - started_at).total_seconds() if started_at and finished_at else None,
+            ran_s=max(0.0, (finished_at - started_at).total_seconds()) if started_at and finished_at else None,
         ),
     )
 
@@ -191,18 +206,19 @@ def _own_evidence(
     ran_s: float | None,
 ) -> Evidence:
     is_deleted = bool(metadata.get("deletionTimestamp"))
-    message = ended.get("message") or ""
+    message = _text(ended.get("message"))
     flight = from_text(message)
     # The flight recorder's own text holds offsets and ids, which rules that search texts must not meet.
-    messages = (status.get("message") or "", "" if flight is not None else message)
+    messages = (_text(status.get("message")), "" if flight is not None else message)
+    is_disrupted = disruption.get("status") == "True"
     return Evidence(
-        exit_code=ended.get("exitCode"),
-        container_reason=ended.get("reason") or "",
-        pod_reason=status.get("reason") or "",
-        disruption_reason=disruption.get("reason") or "" if disruption.get("status") == "True" else "",
+        exit_code=_code(ended.get("exitCode")),
+        container_reason=_text(ended.get("reason")),
+        pod_reason=_text(status.get("reason")),
+        disruption_reason=(_text(disruption.get("reason")) or "no reason given") if is_disrupted else "",
         messages=tuple(item for item in messages if item),
         # An intent whose deletion never reached the API (the controller died between the two) explains no death.
-        intent=_intent((metadata.get("annotations") or {}).get(names.ANNOTATION_INTENT)) if is_deleted else None,
+        intent=_intent(_object(metadata.get("annotations")).get(names.ANNOTATION_INTENT)) if is_deleted else None,
         has_termination_target=target.get("status") == "True",
         has_deletion_timestamp=is_deleted,
         has_started=has_started,
@@ -213,31 +229,38 @@ def _own_evidence(
 
 
 def read_node(node: Mapping[str, Any]) -> NodeFacts:
-    """The facts of a node as the API gives it."""
-    metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
-    taints = {item.get("key") or "" for item in spec.get("taints") or []}
-    ready = next((item.get("status") for item in status.get("conditions") or [] if item.get("type") == "Ready"), None)
+    """The facts of a node as the API gives it. Never raises."""
+    metadata, spec, status = (_object(node.get(part)) for part in ("metadata", "spec", "status"))
+    taints = {_text(item.get("key")) for item in _objects(spec.get("taints"))}
+    conditions = {_text(item.get("type")): item.get("status") for item in _objects(status.get("conditions"))}
     is_terminating = (
         bool(metadata.get("deletionTimestamp"))
         or bool(taints & _TERMINATING_TAINTS)
         or any(key.startswith(_TERMINATING_TAINT_PREFIX) for key in taints)
     )
-    if ready != "True" or taints & _NOT_READY_TAINTS:
+    if conditions.get("Ready") != "True" or taints & _NOT_READY_TAINTS:
         state = NodeState.NOT_READY
     else:
         state = NodeState.TERMINATING if is_terminating else NodeState.READY
+    labels = _object(metadata.get("labels"))
     return NodeFacts(
-        uid=metadata["uid"],
-        name=metadata["name"],
-        resource_version=metadata.get("resourceVersion", ""),
+        uid=_text(metadata.get("uid")),
+        name=_text(metadata.get("name")),
+        resource_version=_text(metadata.get("resourceVersion")),
         state=state,
-        is_spot=bool(_SPOT_LABELS & set((metadata.get("labels") or {}).items())),
+        is_spot=any(labels.get(label) == value for label, value in _SPOT_LABELS),
+        is_gpu_unhealthy=conditions.get(_GPU_CONDITION) == "False",
     )
 
 
 def gone(pod: PodFacts) -> PodFacts:
     """The pod once its object has been deleted: what was last seen of it is all there will ever be."""
     return replace(pod, is_deleted=True)
+
+
+def gone_node(node: NodeFacts) -> NodeFacts:
+    """The node once its object has been deleted. What kind it was is still worth knowing."""
+    return replace(node, state=NodeState.GONE)
 
 
 def worker_view(pod: PodFacts, *, node: NodeFacts | None, run_uid: str, now: datetime) -> WorkerView:
@@ -287,8 +310,7 @@ def _waits_in_vain(pod: PodFacts, now: datetime) -> bool:
         return False
     waiting_since = pod.placed_at or pod.created_at
     is_overdue = waiting_since is not None and now - waiting_since >= PATIENCE
-    is_hopeless = classify(_evidence(pod, None)).is_permanent and _CACHE_TROUBLE not in pod.waiting_message
-    return is_hopeless or is_overdue
+    return is_overdue or classify(_evidence(pod, None)).is_permanent
 
 
 def _evidence(pod: PodFacts, node: NodeFacts | None) -> Evidence:
@@ -299,36 +321,64 @@ def _evidence(pod: PodFacts, node: NodeFacts | None) -> Evidence:
         messages=own.messages if pod.has_ended or not pod.waiting_message else (*own.messages, pod.waiting_message),
         is_vanished=pod.is_deleted and not pod.has_ended,
         is_spot_node=node is not None and node.is_spot,
+        is_device_unhealthy=own.is_device_unhealthy or (node is not None and node.is_gpu_unhealthy),
         node_state=NodeState.UNKNOWN if node is None else node.state,
     )
 
 
+def _without_sidecars(inits: list[Mapping[str, Any]], spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Init containers that end before the worker starts; those that restart always run beside it (from 1.28 on)."""
+    declared = _objects(spec.get("initContainers"))
+    sidecars = [item.get("name") for item in declared if item.get("restartPolicy") == "Always"]
+    return [item for item in inits if item.get("name") not in sidecars]
+
+
 def _state(container: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = (container.get("state") or {}).get(name) or {}
+    found = _object(container.get("state")).get(name)
     # `running: {}` says something too.
-    return found or ({"reason": ""} if name in (container.get("state") or {}) else {})
+    return (found or {"reason": ""}) if isinstance(found, Mapping) else {}
 
 
 def _failed_init(statuses: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next((ended for item in statuses if (ended := _state(item, "terminated")).get("exitCode")), {})
+    return next((ended for item in statuses if _code((ended := _state(item, "terminated")).get("exitCode"))), {})
 
 
 def _is_device_unhealthy(container: Mapping[str, Any]) -> bool:
     """Source: KEP-4680, `containerStatuses[].allocatedResourcesStatus[].resources[].health`."""
     return any(
         device.get("health") == "Unhealthy"
-        for entry in container.get("allocatedResourcesStatus") or []
-        for device in entry.get("resources") or []
+        for entry in _objects(container.get("allocatedResourcesStatus"))
+        for device in _objects(entry.get("resources"))
     )
 
 
-def _intent(text: str | None) -> Intent | None:
-    return Intent(text) if text in set(Intent) else None
+def _object(found: object) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
 
 
-def _instant(text: str | None) -> datetime | None:
-    return parse_stamp(text) if text else None
+def _objects(found: object) -> list[Mapping[str, Any]]:
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
 
 
-def _number(text: str | None, default: int) -> int:
-    return int(text) if text is not None and text.isdecimal() else default
+def _text(found: object) -> str:
+    return found if isinstance(found, str) else ""
+
+
+def _code(found: object) -> int | None:
+    return found if type(found) is int else None
+
+
+def _intent(found: object) -> Intent | None:
+    return next((intent for intent in Intent if intent == found), None)
+
+
+def _instant(found: object) -> datetime | None:
+    try:
+        return parse_stamp(_text(found) or None)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(found: object, default: int) -> int:
+    is_number = isinstance(found, str) and found.isdecimal() and len(found) <= _MAX_DIGITS
+    return int(_text(found)) if is_number else default

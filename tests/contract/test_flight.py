@@ -86,6 +86,24 @@ def test_a_short_detail_is_kept_whole() -> None:
         json.dumps({"kind": "inferencerun-flight"}),
         to_text(FLIGHT)[:-1],
         to_text(FLIGHT)[1:],
+        "[" * 4000,
+        *(
+            json.dumps(json.loads(to_text(FLIGHT)) | wrong)
+            for wrong in (
+                {"shard": [1]},
+                {"shard": -1},
+                {"epoch": "2"},
+                {"first": True},
+                {"next": 1.5},
+                {"firstOffset": {}},
+                {"firstId": None},
+                {"claimed": 1},
+                {"committed": None},
+                {"modelRestarts": None},
+                {"exitCode": "0"},
+                {"detail": []},
+            )
+        ),
     ],
 )
 def test_other_texts_are_no_flight(text: str) -> None:

@@ -69,6 +69,7 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         ),
         ("drained with a deletion timestamp", Evidence(exit_code=143, has_deletion_timestamp=True), None),
         ("SIGTERM before the handler was there", Evidence(signal=15), None),
+        ("deleted, exit 0, shard unfinished", Evidence(exit_code=0, has_deletion_timestamp=True), HELD),
         ("grace period over", Evidence(exit_code=137, has_deletion_timestamp=True), HELD),
         (
             "exit 0 in a shutdown, shard unfinished",
@@ -81,6 +82,7 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         ("node unreachable", Evidence(node_state=NodeState.NOT_READY), HELD),
         ("kubelet lost it", Evidence(container_reason="ContainerStatusUnknown", exit_code=137), HELD),
         ("containerd restarted", Evidence(container_reason="Unknown", exit_code=255), HELD),
+        ("the same under another name", Evidence(exit_code=255, container_reason="Error", flight=BATCH), HELD),
         ("pod reason NodeLost", Evidence(pod_reason="NodeLost"), HELD),
         ("vanished", Evidence(is_vanished=True), HELD),
         ("local SIGKILL, no memory event", Evidence(signal=9, flight=BATCH), HELD),
@@ -104,6 +106,7 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
             ),
             HELD,
         ),
+        ("no sandbox", Evidence(waiting_reason="CreatePodSandboxError", has_started=False), None),
         (
             "admission under pressure",
             Evidence(pod_reason="Evicted", has_started=False, messages=("The node had condition: [DiskPressure].",)),
@@ -114,6 +117,11 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         ("exit 77", Evidence(exit_code=77), HELD),
         ("Xid 79", Evidence(exit_code=1, messages=("NVRM: Xid (PCI:0000:01:00): 79, pid=7, GPU has fallen",)), HELD),
         ("ECC", Evidence(exit_code=1, messages=("CUDA error: uncorrectable ECC error encountered",)), HELD),
+        (
+            "no driver",
+            Evidence(exit_code=128, container_reason="StartError", messages=("nvidia-container-cli: nvml error",)),
+            None,
+        ),
         ("device plugin says unhealthy", Evidence(exit_code=1, is_device_unhealthy=True), HELD),
         (
             "off the bus, by the worker's own words",
@@ -167,6 +175,15 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
             HELD,
         ),
         (
+            "own disk limit, statuses dropped",
+            Evidence(
+                pod_reason="Evicted",
+                messages=("Pod ephemeral local storage usage exceeds the total limit of containers 1Mi.",),
+                has_started=False,
+            ),
+            None,
+        ),
+        (
             "emptyDir limit",
             Evidence(pod_reason="Evicted", messages=('Usage of EmptyDir volume "x" exceeds the limit "1Mi".',)),
             HELD,
@@ -182,6 +199,19 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         (
             "manifest unknown",
             Evidence(waiting_reason="ErrImagePull", messages=("manifest unknown",), has_started=False),
+            None,
+        ),
+        ("no such command", Evidence(exit_code=127, container_reason="ContainerCannotRun"), None),
+        (
+            "no such program",
+            Evidence(exit_code=128, container_reason="StartError", messages=("exec: executable file not found",)),
+            None,
+        ),
+        ("sysctl of a template", Evidence(pod_reason="SysctlForbidden", has_started=False), None),
+        ("an unhealthy device excuses no bad spec", Evidence(exit_code=64, is_device_unhealthy=True), None),
+        (
+            "a stale condition excuses no bad spec",
+            Evidence(exit_code=64, disruption_reason="EvictionByEvictionAPI"),
             None,
         ),
         (
@@ -217,8 +247,9 @@ CASES: dict[FailureClass, list[tuple[str, Evidence, ShardManifest | None]]] = {
         ("attempt timeout, drained", Evidence(exit_code=143, intent=Intent.ATTEMPT_TIMEOUT), HELD),
         ("stalled, killed", Evidence(signal=9, intent=Intent.STALLED), HELD),
         ("nothing known at all", Evidence(), HELD),
-        ("python's exit 255", Evidence(exit_code=255, container_reason="Error"), HELD),
-        ("bad entrypoint", Evidence(exit_code=127, container_reason="ContainerCannotRun"), None),
+        ("exit 255 of something that is no worker", Evidence(exit_code=255, container_reason="Error"), HELD),
+        ("the pod's own deadline", Evidence(exit_code=143, pod_reason="DeadlineExceeded"), HELD),
+        ("the runtime says nothing more", Evidence(exit_code=128, container_reason="StartError"), None),
     ],
 }
 
