@@ -150,6 +150,7 @@ class Coordinator:
             run_uid=self.opened.record.uid,
             worker_index=action.slot,
             num_workers=count,
+            checkpoint_every_s=action.checkpoint_every_s,
             grace_seconds=self.grace.total_seconds(),
         )
         self.processes.start(

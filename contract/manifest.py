@@ -65,6 +65,10 @@ class Checkpoint:
     created_at: datetime
     seconds: float
     """Worker seconds since the commit (or claim) before it: what its loss would have cost."""
+    write_seconds: float = 0.0
+    """Seconds that serialising and uploading it took, off the model's path."""
+    stall_seconds: float = 0.0
+    """Seconds for which the worker waited to hand it over: what it cost the model."""
     next_offset: int | None = None
     """Offset at which reading resumes after its last record; None = unknown, read from the range's start."""
 
@@ -288,6 +292,8 @@ def to_json(manifest: ShardManifest) -> bytes:
                 "sha256": item.sha256,
                 "createdAt": stamp(item.created_at),
                 "seconds": item.seconds,
+                "writeSeconds": item.write_seconds,
+                "stallSeconds": item.stall_seconds,
                 "nextOffset": item.next_offset,
             }
             for item in manifest.checkpoints
@@ -375,6 +381,8 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
                 sha256=item["sha256"],
                 created_at=datetime.fromisoformat(item["createdAt"]),
                 seconds=item["seconds"],
+                write_seconds=item.get("writeSeconds", 0.0),
+                stall_seconds=item.get("stallSeconds", 0.0),
                 next_offset=item["nextOffset"],
             )
             for item in fields["checkpoints"]

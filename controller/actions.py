@@ -27,6 +27,8 @@ class StartWorker:
     attempt: int
     avoid_nodes: tuple[str, ...] = ()
     """Nodes (sorted) whose breaker is open; an executor with one node may have to ignore it."""
+    checkpoint_every_s: float | None = None
+    """Time between its checkpoints, adapted to evictions; None = the spec's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -145,6 +145,12 @@ class CapacitySpec:
     prefer: Capacity = Capacity.ON_DEMAND
     on_demand_after_pending_s: float | None = None
     """A spot worker pending for longer is replaced by one on demand; None = wait for ever."""
+    on_demand_above_evictions_per_hour: int | None = None
+    """More evictions than this of a worker in an hour, and new workers are started on demand; None = never."""
+    return_to_spot_after_s: float = 3600.0
+    """How long on-demand capacity is kept before spot is tried again, by one worker at a time."""
+    on_demand_for_last_shards: int = 0
+    """With so few shards left, new workers are started on demand: an eviction would delay the end of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +259,8 @@ class RunSpec:
     """Profile and overrides, merged."""
     profile: Profile = Profile.DEFAULT
     """The profile that was chosen."""
+    is_interval_adapted: bool = False
+    """Whether everySeconds follows the evictions that are seen: in the spot profile, unless it was written."""
     failure_policy: FailurePolicy = field(default_factory=FailurePolicy)
     resume: Resume = Resume.AUTO
     is_suspended: bool = False
@@ -304,7 +312,8 @@ def parse_run(resource: Mapping[str, Any], *, viral_mode: str = "") -> Inference
 
 def _spec(section: Section, *, viral_mode: str) -> RunSpec:
     workers = _workers(section.section("workers"))
-    profile, checkpoint = _checkpoint(section.section("checkpoint"), prefer=workers.capacity.prefer, viral=viral_mode)
+    checkpoints = section.section("checkpoint")
+    profile, checkpoint = _checkpoint(checkpoints, prefer=workers.capacity.prefer, viral=viral_mode)
     spec = RunSpec(
         input=_input(section.section("input")),
         output=_output(section.section("output")),
@@ -312,6 +321,7 @@ def _spec(section: Section, *, viral_mode: str) -> RunSpec:
         workers=workers,
         checkpoint=checkpoint,
         profile=profile,
+        is_interval_adapted=profile is Profile.SPOT and not checkpoints.has("everySeconds"),
         failure_policy=_failure_policy(section.section("failurePolicy")),
         resume=section.choice("resume", Resume.AUTO),
         is_suspended=section.boolean("suspend", default=False),
@@ -390,6 +400,9 @@ def _workers(section: Section) -> WorkersSpec:
             provider=capacity.choice("provider", Provider.NONE),
             prefer=capacity.choice("prefer", Capacity.ON_DEMAND),
             on_demand_after_pending_s=capacity.optional_seconds("onDemandAfterPendingSeconds"),
+            on_demand_above_evictions_per_hour=capacity.optional_integer("onDemandAboveEvictionsPerHour"),
+            return_to_spot_after_s=capacity.seconds("returnToSpotAfterSeconds", 3600.0),
+            on_demand_for_last_shards=capacity.integer("onDemandForLastShards", 0, minimum=0),
         ),
         template=section.mapping("template"),
         attempt_timeout_s=section.optional_seconds("attemptTimeoutSeconds"),
@@ -479,11 +492,26 @@ def worker_settings(
     run_uid: str,
     worker_index: int,
     num_workers: int,
+    checkpoint_every_s: float | None = None,
     grace_seconds: float = 30.0,
     device: str = "auto",
 ) -> WorkerSettings:
-    """What a worker of this run must know. Pure."""
+    """What a worker of this run must know. Pure.
+
+    Args:
+        run: the run.
+        generation: in the store.
+        run_uid: of run.json.
+        worker_index: its place among the workers.
+        num_workers: all places.
+        checkpoint_every_s: interval adapted to the evictions that are seen; None = the spec's.
+        grace_seconds: from SIGTERM to SIGKILL.
+        device: `auto` takes a GPU where there is one, and so computes on the CPU where a device plugin hands out none.
+    """
     spec = run.spec
+    checkpoint = spec.checkpoint
+    if checkpoint_every_s is not None:
+        checkpoint = replace(checkpoint, every_seconds=checkpoint_every_s)
     return WorkerSettings(
         run=run.name,
         run_uid=run_uid,
@@ -501,7 +529,7 @@ def worker_settings(
             max_length=spec.model.max_length,
             on_too_long=spec.model.on_too_long,
         ),
-        checkpoint=spec.checkpoint,
+        checkpoint=checkpoint,
         id_field=spec.input.id_field,
         value_field=spec.input.value_field,
         worker_index=worker_index,

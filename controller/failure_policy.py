@@ -162,6 +162,7 @@ _DEADLINE = "DeadlineExceeded"
 _KUBELET_STOPS = frozenset({"Evicted", "Preempting", _DEADLINE})
 """Pod reasons for which the kubelet stops a running pod: they say more than the code it ended with."""
 _INTENTS = {
+    Intent.CHANGES_CAPACITY: "we stopped it: its place changes between spot and on-demand capacity",
     Intent.SCALE_DOWN: "we stopped it: the run needs fewer workers",
     Intent.SUSPENDED: "we stopped it: the run is suspended",
     Intent.RUN_ENDED: "we stopped it: the run has ended",

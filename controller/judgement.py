@@ -12,9 +12,13 @@ from contract.names import FailureClass
 from controller.api import FailurePolicy
 from controller.breaker import node_failed, node_progressed, run_failed
 from controller.consequences import delay_s
+from controller.eviction_rate import with_eviction
 from controller.failure_policy import Charge, Verdict, classify, escalated, signature
 from controller.memory import DEATHS_KEPT, FAILURES_KEPT, Death, FailureNote, RunMemory, Shardless, Slot
 from controller.observed import Evidence, Observed, WorkerView
+
+_EVICTIONS = frozenset({FailureClass.SPOT_EVICTION, FailureClass.NODE_LOST})
+"""What takes workers away without their fault. Where nodes cannot be read, a lost spot node is just lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,9 @@ def judged(
         nodes=node_failed(memory.nodes, node=dead.node, score=verdict.node_score, policy=policy.node_breaker, now=now),
         worker_seconds=memory.worker_seconds + (dead.evidence.ran_s or 0.0),
     )
+    is_on_demand = dead.worker is not None and dead.worker.is_on_demand
+    if verdict.failure_class in _EVICTIONS and not is_on_demand:
+        memory = replace(memory, eviction_rate=with_eviction(memory.eviction_rate))
     flight, ran_s = dead.evidence.flight, dead.evidence.ran_s
     if flight is not None and flight.has_committed and ran_s is not None and not verdict.node_score:
         started_at = now - timedelta(seconds=ran_s)

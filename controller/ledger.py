@@ -17,6 +17,7 @@ from typing import Any
 
 from contract.errors import Corrupt
 from controller import codec
+from controller.capacity import OffSpot
 from controller.conditions import Condition
 from controller.memory import RunMemory, forgiven
 
@@ -38,8 +39,7 @@ class Ledger:
     """Output that the run has been opened on; empty = not yet. It never changes afterwards."""
     store_generation: int | None = None
     """Generation of the output that its workers work on."""
-    on_demand: tuple[int, ...] = ()
-    """Places that spot capacity has not come for: their next pod is started on demand."""
+    off_spot: OffSpot = field(default_factory=OffSpot)
     retried_for: str = ""
     """Value of the retry annotation that has been carried out."""
     restarted_for: int | None = None

@@ -15,6 +15,7 @@ from contract.names import FailureClass
 from controller import codec
 from controller.breaker import NodeBreakers, RunBreaker
 from controller.conditions import Condition
+from controller.eviction_rate import EvictionRate
 
 JUDGED_KEPT = 256
 """Judged workers remembered beyond those still observed: a late listing may show them once more."""
@@ -112,6 +113,8 @@ class RunMemory:
     """GPU time of ended workers."""
     breaker: RunBreaker = field(default_factory=RunBreaker)
     nodes: NodeBreakers = ()
+    eviction_rate: EvictionRate = field(default_factory=EvictionRate)
+    """Of workers that are not on demand."""
     last_failures: tuple[FailureNote, ...] = ()
     samples: tuple[Sample, ...] = ()
     """At most SAMPLES_KEPT, at least SAMPLE_S apart."""

@@ -45,6 +45,8 @@ class Intent(StrEnum):
     SCALE_DOWN = "scaleDown"
     SUSPENDED = "suspended"
     RUN_ENDED = "runEnded"
+    CHANGES_CAPACITY = "changesCapacity"
+    """Its place goes over from spot capacity to on-demand, or back."""
     CIRCUIT_OPEN = "circuitOpen"
     COORDINATOR_STOPPED = "coordinatorStopped"
     """Ctrl-C, or the coordinator ends for another reason; the planner never gives it."""
@@ -108,6 +110,8 @@ class WorkerView:
     state: WorkerState
     started_at: datetime | None = None
     """When it began to hold its GPU; None = not yet."""
+    is_on_demand: bool = False
+    """Whether it was started on capacity that is not taken away, although the run prefers spot."""
     evidence: Evidence | None = None
     """Set when ended."""
 

@@ -35,12 +35,15 @@ from controller.breaker import (
     nodes_to_avoid,
     run_state,
 )
+from controller.checkpoint_interval import interval_s, measured_cost
 from controller.conditions import Condition, merged
 from controller.consequences import release
+from controller.eviction_rate import with_time
 from controller.judgement import judged, spread, the_dead, with_restarts_counted
 from controller.memory import JUDGED_KEPT, SAMPLE_S, SAMPLES_KEPT, Idle, RunMemory, forgiven
 from controller.observed import Intent, Observed, WorkerState, WorkerView
 from controller.status import (
+    CheckpointStatus,
     RunStatus,
     ShardCounts,
     WorkerCounts,
@@ -119,7 +122,16 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
     goal = _goal(run, plan, observed, memory, now)
     desired = _desired(plan, observed, goal, now)
     stops = _stops(run, observed, goal, memory, now)
-    starts = _starts(run, observed, memory, now, desired=desired, leaving=frozenset(item.uid for item in stops))
+    checkpoint = _checkpoint(run, observed, memory)
+    starts = _starts(
+        run,
+        observed,
+        memory,
+        now,
+        desired=desired,
+        leaving=frozenset(item.uid for item in stops),
+        checkpoint_every_s=float(checkpoint.every_s) if run.spec.is_interval_adapted else None,
+    )
     actions.extend((*stops, *starts))
     if goal.phase is Phase.FINALIZING:
         actions.append(Finalize())
@@ -133,7 +145,7 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
     return Decision(
         actions=tuple(actions),
         memory=memory,
-        status=_status(run, plan, observed, memory, goal, now, desired=desired),
+        status=_status(run, plan, observed, memory, goal, now, desired=desired, checkpoint=checkpoint),
         requeue_after_s=_requeue_after_s(run, observed, memory, goal, now, is_busy=bool(actions or dead)),
     )
 
@@ -164,6 +176,9 @@ def _looked(run: InferenceRun, plan: Plan, observed: Observed, memory: RunMemory
     if not samples or (now - samples[-1].at).total_seconds() >= SAMPLE_S:
         samples = (*samples, latest)[-SAMPLES_KEPT:]
     started_at = None if run.spec.is_suspended else memory.started_at or now
+    num_exposed = sum(
+        worker.is_live and worker.started_at is not None and not worker.is_on_demand for worker in observed.workers
+    )
     return replace(
         memory,
         resource_generation=run.resource_generation,
@@ -171,6 +186,7 @@ def _looked(run: InferenceRun, plan: Plan, observed: Observed, memory: RunMemory
         nodes=nodes,
         samples=samples,
         started_at=started_at,
+        eviction_rate=with_time(memory.eviction_rate, num_workers=num_exposed, now=now),
     )
 
 
@@ -315,6 +331,7 @@ def _starts(
     *,
     desired: int,
     leaving: frozenset[str],
+    checkpoint_every_s: float | None,
 ) -> tuple[StartWorker, ...]:
     """Workers for free slots; those that drain or are about to (`leaving`) keep their slots and do not count."""
     live = [worker for worker in observed.workers if worker.is_live]
@@ -332,9 +349,24 @@ def _starts(
             continue
         attempt = slot.attempt if slot is not None else 0
         starts.append(
-            StartWorker(name=worker_name(run.name, number, attempt), slot=number, attempt=attempt, avoid_nodes=avoid)
+            StartWorker(
+                name=worker_name(run.name, number, attempt),
+                slot=number,
+                attempt=attempt,
+                avoid_nodes=avoid,
+                checkpoint_every_s=checkpoint_every_s,
+            )
         )
     return tuple(starts)
+
+
+def _checkpoint(run: InferenceRun, observed: Observed, memory: RunMemory) -> CheckpointStatus:
+    """How often workers that start now are to write checkpoints."""
+    per_hour, cost = memory.eviction_rate.per_hour, measured_cost(observed.manifests.values())
+    every_s = run.spec.checkpoint.every_seconds
+    if run.spec.is_interval_adapted:
+        every_s = interval_s(run.spec.checkpoint, evictions_per_hour=per_hour, cost=cost)
+    return CheckpointStatus(every_s=f"{every_s:g}", evictions_per_hour=f"{per_hour:.2g}", cost_s=f"{cost.stall_s:.2g}")
 
 
 def _bounded(memory: RunMemory, observed: Observed, run: InferenceRun, now: datetime) -> RunMemory:
@@ -382,6 +414,7 @@ def _status(
     now: datetime,
     *,
     desired: int,
+    checkpoint: CheckpointStatus,
 ) -> RunStatus:
     return RunStatus(
         phase=goal.phase,
@@ -398,6 +431,7 @@ def _status(
         restarts=restart_counts(observed.manifests, memory),
         quarantined=sum(len(found.quarantined) for found in observed.manifests.values()),
         goodput=f"{goodput(observed, memory, now=now):.2f}",
+        checkpoint=checkpoint,
         last_failures=memory.last_failures,
     )
 

@@ -148,6 +148,7 @@ def build_pod(
                     names.LABEL_SLOT: str(slot),
                     names.LABEL_ATTEMPT: str(attempt),
                     names.LABEL_GENERATION: str(generation),
+                    **_capacity_label(run, is_spot=is_spot),
                 },
                 "ownerReferences": [
                     {
@@ -168,6 +169,12 @@ def build_pod(
     )
     _constrain(pod["spec"], run, is_spot=is_spot, avoid_nodes=avoid_nodes)
     return pod
+
+
+def _capacity_label(run: InferenceRun, *, is_spot: bool) -> dict[str, str]:
+    if run.spec.workers.capacity.prefer is not Capacity.SPOT:
+        return {}
+    return {names.LABEL_CAPACITY: names.CAPACITY_SPOT if is_spot else names.CAPACITY_ON_DEMAND}
 
 
 def _defaults(run: InferenceRun, *, image: str, is_spot: bool) -> dict[str, Any]:

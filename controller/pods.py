@@ -102,6 +102,8 @@ class PodFacts:
     placed_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    is_on_demand: bool
+    """Whether it was started on demand by a run that prefers spot."""
     is_running: bool
     """Whether the worker container runs."""
     is_gated: bool
@@ -176,6 +178,7 @@ def read_pod(pod: Mapping[str, Any]) -> PodFacts:
         placed_at=_instant(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         started_at=started_at,
         finished_at=finished_at,
+        is_on_demand=labels.get(names.LABEL_CAPACITY) == names.CAPACITY_ON_DEMAND,
         is_running=bool(running),
         is_gated=bool(spec.get("schedulingGates")),
         deletion_at=_instant(metadata.get("deletionTimestamp")),
@@ -281,6 +284,7 @@ def worker_view(pod: PodFacts, *, node: NodeFacts | None, run_uid: str, now: dat
         node=pod.node,
         state=state,
         started_at=pod.started_at,
+        is_on_demand=pod.is_on_demand,
         evidence=_evidence(pod, node) if state is WorkerState.ENDED else None,
     )
 

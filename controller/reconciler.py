@@ -27,7 +27,7 @@ from contract.store.errors import StoreError
 from controller import ledger
 from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
-from controller.capacity import granted, impatient
+from controller.capacity import CapacityChoice, choose_capacity, num_open_shards
 from controller.cluster import ApiUnavailable, Object, ObjectChanged, ObjectMissing
 from controller.ledger import Ledger
 from controller.observation import RunKey
@@ -147,8 +147,18 @@ class RunReconciler:
         now = tools.now()
         workers = await tools.observation.views_of(self.key, now)
         pods = [pod for pod in tools.observation.pods_of(self.key) if pod.run_uid == self.key.uid]
-        waiting = impatient(run, pods, noted.on_demand, now=now)
-        noted = replace(noted, on_demand=granted(noted.on_demand, pods, waiting))
+        capacity = choose_capacity(
+            run,
+            pods,
+            off_spot=noted.off_spot,
+            eviction_rate=noted.memory.eviction_rate,
+            num_open_shards=num_open_shards(opened.plan, manifests),
+            now=now,
+        )
+        was_off_spot = noted.off_spot.until
+        noted = replace(
+            noted, off_spot=capacity.off_spot, memory=replace(noted.memory, eviction_rate=capacity.eviction_rate)
+        )
         decision = await self._tools.blocking(
             lambda: plan(
                 run=run,
@@ -161,10 +171,11 @@ class RunReconciler:
         before = self._resource.status
         await self._resource.write_status(self._status(decision, replace(noted, memory=decision.memory)))
         self._resource.tell(before, noted.memory, decision)
-        for pod in waiting:
-            await self._pods.stop(pod.name, pod.uid, Intent.SCALE_DOWN)
-        self._pods.on_demand = frozenset(noted.on_demand)
-        is_done = await self._apply_all(run, decision, manifests, workers)
+        if capacity.off_spot.until != was_off_spot:
+            self._resource.tell_capacity(capacity.off_spot.until)
+        for pod in (*capacity.impatient, *capacity.returning):
+            await self._pods.stop(pod.name, pod.uid, Intent.CHANGES_CAPACITY)
+        is_done = await self._apply_all(run, decision, manifests, workers, capacity)
         again_s = decision.requeue_after_s if is_done else FOLLOW_UP_S
         if any(worker.is_live for worker in workers) or decision.actions:
             again_s = min(tools.settings.poll_s, again_s if again_s is not None else tools.settings.poll_s)
@@ -186,11 +197,12 @@ class RunReconciler:
         decision: Decision,
         manifests: Mapping[int, ShardManifest],
         workers: tuple[WorkerView, ...],
+        capacity: CapacityChoice,
     ) -> bool:
         """Apply the actions in order; False when one could not be, and the rest waits for a new look."""
         by_uid = {worker.uid: worker for worker in workers}
         for action in decision.actions:
-            if not await self._apply(run, action, manifests, by_uid):
+            if not await self._apply(run, action, manifests, by_uid, capacity):
                 return False
         if decision.actions:
             logger.info(
@@ -209,11 +221,12 @@ class RunReconciler:
         action: Action,
         manifests: Mapping[int, ShardManifest],
         workers: Mapping[str, WorkerView],
+        capacity: CapacityChoice,
     ) -> bool:
         store, opened = self._opener.store, self._opener.opened
         match action:
             case StartWorker():
-                return await self._pods.start(run, opened, action)
+                return await self._pods.start(run, opened, action, is_on_demand=capacity.is_on_demand(action.slot))
             case StopWorker():
                 await self._pods.stop(action.name, action.uid, action.intent)
             case ReleaseShard():

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from contract import names
-from contract.manifest import parse_stamp
+from contract.manifest import parse_stamp, stamp
 from contract.names import ConditionType, Phase
 from controller import codec, ledger
 from controller.actions import Decision
@@ -187,6 +187,14 @@ class RunResource:
                     f"; {note.advice}" if note.advice else ""
                 )
                 events.emit(self.current, note.failure_class.value, text, is_warning=True)
+
+    def tell_capacity(self, off_spot_until: datetime | None) -> None:
+        """An Event for the run's leaving spot capacity as a whole, and for its return."""
+        text = "evictions have become rarer, or old: workers start on spot capacity again"
+        if off_spot_until is not None:
+            text = f"evictions come too often: workers start on demand until {stamp(off_spot_until)}"
+        reason = "BackToSpot" if off_spot_until is None else "OffSpot"
+        self._tools.events.emit(self.current, reason, text, is_warning=off_spot_until is not None)
 
     async def delete(self) -> None:
         """Delete the resource itself."""

@@ -67,6 +67,15 @@ class RestartCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointStatus:
+    """How often workers that start now write checkpoints, and why. Texts, because the API conventions forbid floats."""
+
+    every_s: str = ""
+    evictions_per_hour: str = ""
+    cost_s: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """All of `status`."""
 
@@ -82,6 +91,7 @@ class RunStatus:
     quarantined: int = 0
     goodput: str = "0.00"
     """Share of the held GPU seconds that ended in committed checkpoints."""
+    checkpoint: CheckpointStatus = field(default_factory=CheckpointStatus)
     last_failures: tuple[FailureNote, ...] = ()
 
 

@@ -26,12 +26,10 @@ class WorkerPods:
         """Nothing is asked yet."""
         self._resource = resource
         self._tools = tools
-        self.on_demand: frozenset[int] = frozenset()
-        """Places whose next pod is started on demand."""
         self.trouble = ""
         """Why the last pod could not be created; empty when it could."""
 
-    async def start(self, run: InferenceRun, opened: OpenedRun, action: StartWorker) -> bool:
+    async def start(self, run: InferenceRun, opened: OpenedRun, action: StartWorker, *, is_on_demand: bool) -> bool:
         """Create the pod; one of that name which is this run's own counts as created."""
         tools, key = self._tools, self._resource.key
         # The name in run.json, which checkpoints carry: a run may be resumed under another name.
@@ -41,6 +39,7 @@ class WorkerPods:
             run_uid=opened.record.uid,
             worker_index=action.slot,
             num_workers=max(1, run.spec.workers.count),
+            checkpoint_every_s=action.checkpoint_every_s,
             grace_seconds=grace_period_s(run),
         )
         pod = build_pod(
@@ -56,7 +55,7 @@ class WorkerPods:
             image_pull_policy=tools.settings.worker_image_pull_policy or None,
             service_account=tools.settings.worker_service_account or None,
             avoid_nodes=action.avoid_nodes,
-            is_on_demand=action.slot in self.on_demand,
+            is_on_demand=is_on_demand,
             run_labels=self._resource.current["metadata"].get("labels") or {},
         )
         try:

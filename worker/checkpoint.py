@@ -113,6 +113,10 @@ class CheckpointWriter:
         self._on_committed = on_committed
         self._metrics = metrics
         self._number = 0
+        self._stalled_s = 0.0
+        """Seconds that `submit` has waited so far; the main thread alone writes it."""
+        self._stalled_before_s = 0.0
+        """Of them, those that a checkpoint tells of already."""
         self._error: BaseException | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue(1)
         self._thread = threading.Thread(target=self._write_all, name="checkpoint", daemon=True)
@@ -127,7 +131,9 @@ class CheckpointWriter:
                 self._jobs.put(job, timeout=_SHUTDOWN_POLL_S)
             except queue.Full:
                 continue
-            self._metrics.stalled(time.monotonic() - started_s)
+            waited_s = time.monotonic() - started_s
+            self._stalled_s += waited_s
+            self._metrics.stalled(waited_s)
             return
 
     @property
@@ -209,6 +215,8 @@ class CheckpointWriter:
 
     def _put_rows(self, job: Job) -> Checkpoint:
         manifest = self._held.current
+        started = time.monotonic()
+        stalled_s = self._stalled_s
         self._number += 1
         items = [item for piece in job.pending.finished for item in piece.items]
         created_at = self._now()
@@ -219,6 +227,7 @@ class CheckpointWriter:
         size, digest = serialise(content, self._buffer)
         key = layout.build_data_key(manifest.generation, manifest.shard, manifest.epoch, self._number)
         self._held.committer.create_immutable(key, self._buffer)
+        stall_s, self._stalled_before_s = stalled_s - self._stalled_before_s, stalled_s
         return Checkpoint(
             key=key,
             number=self._number,
@@ -230,6 +239,8 @@ class CheckpointWriter:
             sha256=digest,
             created_at=created_at,
             seconds=round(job.seconds, 3),
+            write_seconds=round(time.monotonic() - started, 3),
+            stall_seconds=round(stall_s, 3),
             next_offset=items[-1].next_offset,
         )
 

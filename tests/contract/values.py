@@ -45,6 +45,8 @@ def checkpoint(
         sha256="ab" * 32,
         created_at=NOW,
         seconds=1.5,
+        write_seconds=0.5,
+        stall_seconds=0.25,
         next_offset=following * 100,
     )
 

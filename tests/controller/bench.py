@@ -126,6 +126,8 @@ async def bench(
                 new_id=lambda: f"id-{next(ids)}",
                 rival_of=lambda _uid, _run: None,
             )
+            ready = {"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+            server.put(core_path("", "nodes", "node-a"), ready)
             resource = server.put(RUN, make.resource(spec))
             made.append(RunReconciler(resource, tools))
             found = Bench(server, made[0], LocalStore(directory / "out"))

@@ -46,7 +46,14 @@ FULL = {
         "count": 8,
         "gpusPerWorker": 2,
         "gpuResource": "amd.com/gpu",
-        "capacity": {"provider": "gke", "prefer": "spot", "onDemandAfterPendingSeconds": 900},
+        "capacity": {
+            "provider": "gke",
+            "prefer": "spot",
+            "onDemandAfterPendingSeconds": 900,
+            "onDemandAboveEvictionsPerHour": 4,
+            "returnToSpotAfterSeconds": 1800,
+            "onDemandForLastShards": 3,
+        },
         "template": {"spec": {"nodeSelector": {"a": "b"}}},
         "attemptTimeoutSeconds": 3600,
         "noProgressTimeoutSeconds": 120,
@@ -91,7 +98,9 @@ def test_every_field_is_read() -> None:
     assert spec.model.on_too_long is TooLong.QUARANTINE
     assert (spec.workers.count, spec.workers.gpus_per_worker, spec.workers.gpu_resource) == (8, 2, "amd.com/gpu")
     assert (spec.workers.capacity.provider, spec.workers.capacity.prefer) == (Provider.GKE, Capacity.SPOT)
-    assert spec.workers.capacity.on_demand_after_pending_s == 900
+    capacity = spec.workers.capacity
+    assert (capacity.on_demand_after_pending_s, capacity.on_demand_above_evictions_per_hour) == (900, 4)
+    assert (capacity.return_to_spot_after_s, capacity.on_demand_for_last_shards) == (1800, 3)
     assert spec.workers.template == {"spec": {"nodeSelector": {"a": "b"}}}
     assert (spec.workers.attempt_timeout_s, spec.workers.no_progress_timeout_s) == (3600, 120)
     assert (spec.profile, spec.checkpoint.every_records, spec.checkpoint.every_bytes) == (
@@ -145,6 +154,21 @@ def test_choice_of_profile(checkpoint: dict[str, Any], prefer: str, viral: str, 
     assert spec.profile is profile
     assert spec.checkpoint.every_seconds == PROFILES[profile].every_seconds
     assert spec.checkpoint.every_records == checkpoint.get("everyRecords", PROFILES[profile].every_records)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "is_adapted"),
+    [({}, True), ({"everyBytes": 1}, True), ({"everySeconds": 30}, False), ({"profile": "default"}, False)],
+)
+def test_an_interval_that_was_written_is_kept(checkpoint: dict[str, Any], *, is_adapted: bool) -> None:
+    """Only the spot profile's own is adapted to evictions; a worker gets the adapted one."""
+    changes = {"checkpoint": checkpoint, "workers": {"capacity": {"prefer": "spot"}}}
+    run = parse_run(make.resource(changes))
+    places = {"generation": 1, "run_uid": "u", "worker_index": 0, "num_workers": 1}
+
+    assert run.spec.is_interval_adapted == is_adapted
+    assert worker_settings(run, **places).checkpoint == run.spec.checkpoint
+    assert worker_settings(run, **places, checkpoint_every_s=12).checkpoint.every_seconds == 12
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from contract.errors import Corrupt
 from contract.names import ConditionType, FailureClass
 from controller.breaker import NodeBreaker, RunBreaker
 from controller.conditions import Condition
+from controller.eviction_rate import EvictionRate
 from controller.memory import (
     Death,
     FailureNote,
@@ -37,6 +38,7 @@ FULL = RunMemory(
     restarts_by_class=(("NodeLost", 2), ("Transient", 1)),
     worker_seconds=12.5,
     breaker=RunBreaker(num_openings=1, retry_at=later(60), failures=(NOW,), reason="exit 64"),
+    eviction_rate=EvictionRate(as_of=NOW, evictions=2.5, worker_hours=0.5),
     nodes=(NodeBreaker(node="n", scores=((NOW, 3),), avoided_until=later(3600)),),
     last_failures=(
         FailureNote(

@@ -756,3 +756,40 @@ def test_a_crash_between_any_two_actions_is_harmless(upto: int, is_saved: bool) 
     live = sorted((item.slot, item.state) for item in crashed.workers)
     assert live == sorted((item.slot, item.state) for item in undisturbed.workers)
     assert [slot for slot, _ in live] == [0, 1, 2, 5]
+
+
+# Spot
+
+SPOT = {"workers": {"count": 2, "capacity": {"prefer": "spot"}}}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "first", "later_on"),
+    [({}, 27, 10), ({"everySeconds": 33}, None, None), ({"profile": "default"}, None, None)],
+)
+def test_the_interval_follows_evictions(
+    checkpoint: dict[str, Any], first: float | None, later_on: float | None
+) -> None:
+    """A worker that starts after a storm of evictions writes more often; one whose spec names an interval keeps it."""
+    run = make.run({**SPOT, "checkpoint": checkpoint})
+    calm = _decide(run=run)
+    storm = [make.worker(0, uid=f"uid-{number}", attempt=number, evidence=EVICTED) for number in range(9)]
+    evicted = _decide(make.observed(workers=tuple(storm)), run=run, memory=calm.memory)
+    after = _decide(run=run, memory=evicted.memory, now=make.later(60))
+
+    starts = [[item for item in found.actions if isinstance(item, StartWorker)] for found in (calm, after)]
+    assert [item.checkpoint_every_s for item in starts[0]] == [first] * 2
+    assert [item.checkpoint_every_s for item in starts[1]] == [later_on] * 2
+    assert after.status.checkpoint.every_s == f"{later_on or run.spec.checkpoint.every_seconds:g}"
+    assert after.status.checkpoint.evictions_per_hour == "5"
+
+
+def test_workers_on_demand_say_nothing_of_spot() -> None:
+    """Neither their time nor their end counts into the rate of evictions."""
+    worker = replace(make.worker(0), is_on_demand=True)
+    first = _decide(make.observed(workers=(worker,)))
+    second = _decide(make.observed(workers=(worker,)), memory=first.memory, now=make.later(3600))
+    ended = replace(make.worker(0, evidence=EVICTED), is_on_demand=True)
+    third = _decide(make.observed(workers=(ended,)), memory=second.memory, now=make.later(3600))
+
+    assert third.memory.eviction_rate.per_hour == 0.5

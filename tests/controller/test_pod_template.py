@@ -461,3 +461,14 @@ def test_the_documented_providers_are_those_of_the_code(provider: Provider) -> N
     tolerated = [item["key"] for item in found["spec"]["tolerations"] if item["operator"] == "Equal"]
     assert re.findall("`(.*?)`", taints) == tolerated
     assert grace.strip() == f"{GRACE_PERIOD_S[provider]} s"
+
+
+def test_the_capacity_of_a_pod_is_on_its_label() -> None:
+    """Where a run prefers spot; one on demand throughout has nothing to tell apart."""
+    labels = [
+        pod(capacity("gke"), is_on_demand=False)["metadata"]["labels"],
+        pod(capacity("gke"), is_on_demand=True)["metadata"]["labels"],
+        pod(capacity("gke", "onDemand"))["metadata"]["labels"],
+    ]
+
+    assert [found.get(names.LABEL_CAPACITY) for found in labels] == ["spot", "onDemand", None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from contract import names
+from contract import names, settings
+from controller.cluster import Object
 from controller.observed import Intent
 from tests.controller.bench import PODS, RUN, bench
 
@@ -41,9 +42,83 @@ def test_a_failed_run_goes_on_when_it_is_told_to_retry(tmp_path: Path) -> None:
             await found.until(lambda: found.status["phase"] == "Pending" and found.pods, "the run to go on")
             found.sleep(101)
             await found.until(lambda: found.status["phase"] == "Failed", "the deadline, once more")
+            told = await found.until(
+                lambda: [event for event in found.server.of_kind("events") if event["reason"] == "Failed"][1:],
+                "a second Event",
+            )
 
-            reasons = [event["reason"] for event in found.server.of_kind("events")]
-            assert reasons.count("Failed") == 2
+            assert "activeDeadlineSeconds" in told[0]["message"]
+
+    asyncio.run(scenario())
+
+
+def label(pod: Object) -> str:
+    """The capacity that a pod was started on."""
+    return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))
+
+
+def test_spot_capacity_that_does_not_come_and_then_does(tmp_path: Path) -> None:
+    """A pod that waits too long makes way for one on demand; that one, after its time, for spot again."""
+    capacity = {
+        "provider": "gke",
+        "prefer": "spot",
+        "onDemandAfterPendingSeconds": 60,
+        "returnToSpotAfterSeconds": 600,
+    }
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1, "capacity": capacity}}) as found:
+            first = await found.until(lambda: found.pods and found.pods[0], "a pod")
+            found.change(f"{PODS}/run-0-0", metadata={**first["metadata"], "creationTimestamp": "2026-01-01T12:00:00Z"})
+            found.sleep(61)
+            await found.until(lambda: found.pod("run-0-0")["metadata"].get("deletionTimestamp"), "it to be stopped")
+            found.server.remove(f"{PODS}/run-0-0")
+            await found.until(lambda: found.server.objects.get(f"{PODS}/run-0-1"), "another")
+            second = found.pod("run-0-1")
+            found.run_pod("run-0-1")
+            found.sleep(601)
+            await found.until(lambda: found.pod("run-0-1")["metadata"].get("deletionTimestamp"), "spot to be tried")
+            intent = found.pod("run-0-1")["metadata"]["annotations"][names.ANNOTATION_INTENT]
+            found.end_pod("run-0-1", exitCode=143)
+            await found.until(lambda: found.server.objects.get(f"{PODS}/run-0-2"), "a third")
+
+            assert [label(first), label(second), label(found.pod("run-0-2"))] == ["spot", "onDemand", "spot"]
+            assert intent == "changesCapacity"
+            assert found.status["restarts"]["counted"] == 0
+            assert found.status["checkpoint"] == {
+                "everySeconds": "27",
+                "evictionsPerHour": "0.5",
+                "costSeconds": "0.05",
+            }
+
+    asyncio.run(scenario())
+
+
+def test_a_storm_of_evictions_is_told(tmp_path: Path) -> None:
+    """Workers start on demand, an Event says until when, and their settings carry the shorter interval."""
+    capacity = {"provider": "gke", "prefer": "spot", "onDemandAboveEvictionsPerHour": 1}
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1, "capacity": capacity}}) as found:
+            for number in range(3):
+                name = f"run-0-{number}"
+                await found.until(lambda name=name: found.server.objects.get(f"{PODS}/{name}"), name)
+                found.run_pod(name)
+                found.end_pod(name, exitCode=143)
+                await found.until(lambda name=name: f"{PODS}/{name}" not in found.server.objects, f"{name} to go")
+                found.sleep(10)
+            last = await found.until(lambda: found.server.objects.get(f"{PODS}/run-0-3"), "the fourth")
+            reasons = await found.until(
+                lambda: [item["reason"] for item in found.server.of_kind("events") if item["reason"] == "OffSpot"],
+                "the Event",
+            )
+            text = next(
+                item["value"] for item in last["spec"]["containers"][0]["env"] if item["name"] == names.ENV_SETTINGS
+            )
+
+            assert label(last) == "onDemand"
+            assert reasons == ["OffSpot"]
+            assert settings.from_json(text).checkpoint.every_seconds < 27
 
     asyncio.run(scenario())
 

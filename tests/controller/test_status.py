@@ -52,6 +52,7 @@ def test_status_has_the_shape_of_the_resource() -> None:
         "restarts": {"total": 0, "counted": 0, "byClass": {}},
         "quarantined": 0,
         "goodput": "0.00",
+        "checkpoint": {"everySeconds": "", "evictionsPerHour": "", "costSeconds": ""},
         "lastFailures": [
             {
                 "time": "2026-01-01T12:00:00.000Z",
