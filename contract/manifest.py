@@ -169,6 +169,8 @@ class ShardManifest:
     restarts: Restarts = field(default_factory=Restarts)
     hints: Hints = field(default_factory=Hints)
     claimed_at: datetime | None = None
+    completed_by: Owner | None = None
+    """Who settled its last record; None = not complete, or that was done by the release of a dead worker's shard."""
     not_before: datetime | None = None
     """No claim before this instant; None = at once."""
     failure: Failure | None = None
@@ -264,7 +266,7 @@ def parse_stamp(text: str | None) -> datetime | None:
 
 def to_json(manifest: ShardManifest) -> bytes:
     """Stored bytes."""
-    owner, failure = manifest.owner, manifest.failure
+    failure = manifest.failure
     fields: dict[str, Any] = {
         "shard": manifest.shard,
         "generation": manifest.generation,
@@ -273,7 +275,7 @@ def to_json(manifest: ShardManifest) -> bytes:
         "end": manifest.end,
         "status": manifest.status.value,
         "epoch": manifest.epoch,
-        "owner": None if owner is None else {"pod": owner.pod, "uid": owner.uid, "node": owner.node},
+        "owner": _owner_fields(manifest.owner),
         "version": manifest.version,
         "commitId": manifest.commit_id,
         "history": list(manifest.history),
@@ -331,10 +333,19 @@ def to_json(manifest: ShardManifest) -> bytes:
         },
         "hints": {"tokenBudget": manifest.hints.token_budget},
         "claimedAt": stamp(manifest.claimed_at),
+        "completedBy": _owner_fields(manifest.completed_by),
         "notBefore": stamp(manifest.not_before),
         "failure": None if failure is None else {"class": failure.failure_class.value, "detail": failure.detail},
     }
     return encode(KIND, FORMAT_VERSION, fields)
+
+
+def _owner_fields(owner: Owner | None) -> dict[str, Any] | None:
+    return None if owner is None else {"pod": owner.pod, "uid": owner.uid, "node": owner.node}
+
+
+def _owner(fields: dict[str, Any] | None) -> Owner | None:
+    return None if fields is None else Owner(pod=fields["pod"], uid=fields["uid"], node=fields["node"])
 
 
 def from_json(body: bytes, *, where: str) -> ShardManifest:
@@ -353,7 +364,7 @@ def from_json(body: bytes, *, where: str) -> ShardManifest:
 
 
 def _from_fields(fields: dict[str, Any]) -> ShardManifest:
-    owner, failure, restarts = fields["owner"], fields["failure"], fields["restarts"]
+    failure, restarts = fields["failure"], fields["restarts"]
     return ShardManifest(
         shard=fields["shard"],
         generation=fields["generation"],
@@ -362,7 +373,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
         end=fields["end"],
         status=ShardStatus(fields["status"]),
         epoch=fields["epoch"],
-        owner=None if owner is None else Owner(pod=owner["pod"], uid=owner["uid"], node=owner["node"]),
+        owner=_owner(fields["owner"]),
         version=fields["version"],
         commit_id=fields["commitId"],
         history=tuple(fields["history"]),
@@ -422,6 +433,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
         ),
         hints=Hints(token_budget=fields["hints"]["tokenBudget"]),
         claimed_at=parse_stamp(fields["claimedAt"]),
+        completed_by=_owner(fields["completedBy"]),
         not_before=parse_stamp(fields["notBefore"]),
         failure=None
         if failure is None

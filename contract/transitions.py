@@ -74,6 +74,7 @@ def claimed(
         status=ShardStatus.RUNNING,
         epoch=current.epoch + 1,
         owner=owner,
+        completed_by=None,
         claimed_at=now,
         not_before=None,
     )
@@ -105,6 +106,7 @@ def committed(
         _next(current, current, commit_id),
         status=ShardStatus.COMPLETE if is_complete else current.status,
         owner=None if is_complete else current.owner,
+        completed_by=current.owner if is_complete else None,
         records=known,
         done=done,
         bytes_done=current.bytes_done if bytes_done is None else max(bytes_done, current.bytes_done),
@@ -196,6 +198,7 @@ def requeued(
         _next(base, current, commit_id),
         status=ShardStatus.PENDING,
         epoch=current.epoch + 1,
+        completed_by=None,
         quarantined=() if retry_quarantined else base.quarantined,
         strikes=(),
         restarts=replace(base.restarts, counted=0, streak=0),

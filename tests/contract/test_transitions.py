@@ -127,6 +127,16 @@ def test_a_range_without_records_completes() -> None:
     assert transitions.committed(claim(), commit_id="c", records=0).status is ShardStatus.COMPLETE
 
 
+def test_who_completed_a_shard_is_kept_until_it_is_open_again() -> None:
+    """A complete shard has no owner; who it was is needed to say what each worker did."""
+    complete = transitions.committed(claim(), commit_id="c2", records=0)
+
+    requeued = transitions.requeued(complete, commit_id="c3")
+
+    assert (complete.owner, complete.completed_by) == (None, values.OWNER)
+    assert (claim().completed_by, requeued.completed_by) == (None, None)
+
+
 def test_release_records_the_attempt() -> None:
     """The attempt, its class and whether it counted stay in the manifest; the epoch does not move."""
     before = claim()

@@ -120,6 +120,7 @@ def full_manifest() -> ShardManifest:
         restarts=Restarts(total=5, counted=3, by_class=(("SpotEviction", 2), ("Transient", 3)), streak=2),
         hints=Hints(token_budget=2048),
         claimed_at=NOW,
+        completed_by=OWNER,
         not_before=NOW + timedelta(seconds=2),
         failure=Failure(failure_class=FailureClass.TRANSIENT, detail="3 counted failures; see the worker's log"),
     )
