@@ -17,7 +17,7 @@ comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e verify lint bench bench-gpu bench-controller cluster-up cluster-down clean
+.PHONY: help setup demo test test-browser e2e verify lint bench bench-gpu bench-controller cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ test: $(SETUP) ## run all tests; fails below 95 % line coverage of formats, stor
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 --cov=contract --cov=controller --cov=worker --cov=cli --cov-report=
 	$(BIN)/coverage report --include='$(GATED_LIST)' --skip-covered --fail-under=95
+
+test-browser: $(SETUP) ## look at the report page in a headless Chromium (Debian: chromium fonts-dejavu-core)
+	$(BIN)/pytest -m browser tests/report
 
 e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), or on that of E2E_KUBECONFIG
 	$(BIN)/python -m tests.cluster prepare

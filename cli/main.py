@@ -21,6 +21,7 @@ COMMANDS = {
     "shards": "Every shard: who holds it, and how far it is.",
     "failures": "The last ended attempts: class, evidence, pod and node.",
     "quarantine": "Records without a row, and why.",
+    "report": "Write a page about a run for a browser: progress, workers, interruptions, where the time went.",
     "verify": "Read every object again and check it against the manifests and the input.",
     "export": "Write all rows, in input order, to one .pt, .npy, .safetensors or .parquet file.",
     "snapshot": "Name a consistent cut over all shards.",
