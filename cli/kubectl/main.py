@@ -24,13 +24,14 @@ COMMANDS = {
     "shards": "Every shard: who holds it, and how far it is.",
     "failures": "The last ended attempts: class, evidence, pod and node.",
     "quarantine": "Records without a row, and why.",
+    "report": "Write a page about a run for a browser: progress, workers, interruptions, where the time went.",
     "verify": "Read every object again and check it against the manifests and the input.",
     "export": "Write all rows, in input order, to one file.",
     "completion": "Print the completion script of a shell.",
 }
 """Name and one line."""
 
-ON_STORE = frozenset({"shards", "failures", "quarantine", "verify", "export"})
+ON_STORE = frozenset({"shards", "failures", "quarantine", "report", "verify", "export"})
 """Commands of `inferencerun`, called with the run's output. The others are in `cli/kubectl/<name>.py`, as `command`."""
 
 
