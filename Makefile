@@ -10,7 +10,7 @@ NODES ?= 1
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
 	judgement breaker conditions pod_template strategic_merge pods ledger \
-	capacity eviction_rate checkpoint_interval) \
+	capacity eviction_rate checkpoint_interval replacements) \
 	$(patsubst %,worker/%.py,batching progress shards)
 empty :=
 comma := ,

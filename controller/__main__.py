@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,11 @@ from controller.events import EventRecorder
 from controller.handlers import operator
 from controller.health import serve
 from controller.leader import Leader
+from controller.metrics import ControllerMetrics
 from controller.observation import Observation
+from controller.pods import PodFacts
 from controller.reconciler import RunReconciler
+from controller.replacements import Replacements
 from controller.runs import Runs
 from controller.settings import Settings
 from controller.token_bucket import TokenBucket
@@ -55,17 +59,23 @@ def main() -> int:
 
 
 async def _run(settings: Settings) -> int:
-    cluster = Cluster(connection, writes=TokenBucket(settings.api_qps, settings.api_burst), name=NAME)
+    metrics = ControllerMetrics()
+    writes = TokenBucket(settings.api_qps, settings.api_burst)
+    cluster = Cluster(connection, writes=writes, name=NAME, observe=metrics.requested)
     # Renewals must not queue behind the creation of hundreds of pods.
-    lease_cluster = Cluster(connection, writes=TokenBucket(10, 10), name=NAME)
+    lease_cluster = Cluster(connection, writes=TokenBucket(10, 10), name=NAME, observe=metrics.requested)
     with ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store") as executor:
-        process = _Process(settings, cluster, Leader(lease_cluster, settings, now=_now), executor)
+        process = _Process(settings, cluster, Leader(lease_cluster, settings, now=_now), executor, metrics)
+        metrics.show(
+            runs=process.resources, is_leading=lambda: process.leader.is_leading, ages_s=process.ages_s, now=_now
+        )
         probes = await serve(
             address=settings.health_address,
             port=settings.health_port,
             is_ready=process.is_ready,
             ages_s=process.ages_s,
             limit_s=settings.stale_watch_s,
+            metrics=metrics.text,
         )
         try:
             return await process.work()
@@ -82,8 +92,16 @@ async def _run(settings: Settings) -> int:
 class _Process:
     """Leads, term after term, until it is told to stop; and what its probes say."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, leader: Leader, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        leader: Leader,
+        executor: ThreadPoolExecutor,
+        metrics: ControllerMetrics,
+    ) -> None:
         self.leader = leader
+        self._metrics = metrics
         self._settings = settings
         self._cluster = cluster
         self._executor = executor
@@ -100,6 +118,10 @@ class _Process:
             return {}
         return {"pods": self._term.observation.pods.silent_s, "runs": self._term.runs.stale_s}
 
+    def resources(self) -> list[Object]:
+        """The runs that it works on; none while another one leads."""
+        return [] if self._term is None else self._term.runs.resources()
+
     async def work(self) -> int:
         """Lead whenever it can; returns the exit code."""
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
@@ -110,7 +132,7 @@ class _Process:
             if self._stop.is_set():
                 acquiring.cancel()
                 return 0
-            self._term = _Term(self._settings, self._cluster, self._executor)
+            self._term = _Term(self._settings, self._cluster, self._executor, self._metrics)
             leading = asyncio.create_task(self.leader.keep(), name="lease")
             try:
                 ended = await self._term.work(stopping, leading, self._stop, self._take_signals)
@@ -132,16 +154,21 @@ class _Process:
 class _Term:
     """One time of leadership, with caches of its own: those of an earlier one may be out of date."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, settings: Settings, cluster: Cluster, executor: ThreadPoolExecutor, metrics: ControllerMetrics
+    ) -> None:
         self._settings = settings
         self._cluster = cluster
+        self._metrics = metrics
+        self._replacements = Replacements()
         self.runs = Runs(make=self._reconciler)
-        self.observation = Observation(cluster, namespace=settings.watch_namespace, wake=self.runs.wake)
+        self.observation = Observation(cluster, namespace=settings.watch_namespace, wake=self._pod_changed)
         self._tools = Tools(
             cluster=cluster,
             observation=self.observation,
             events=EventRecorder(cluster, component=NAME, now=_now),
             settings=settings,
+            metrics=metrics,
             executor=executor,
             now=_now,
             new_id=lambda: uuid.uuid4().hex,  # noqa: TID251  (the edge: ids are made here)
@@ -175,6 +202,12 @@ class _Term:
                 task.cancel()
             await asyncio.gather(*tasks, synced, return_exceptions=True)
         return next(iter(done))
+
+    def _pod_changed(self, pod: PodFacts) -> None:
+        self.runs.wake(pod)
+        if self.observation.pods.synced.is_set():  # the first list tells ends and replacements at one time
+            for stage, seconds in self._replacements.saw(pod, at_s=time.monotonic()):
+                self._metrics.replaced(stage, seconds)
 
     def _reconciler(self, resource: Object) -> RunReconciler:
         return RunReconciler(resource, self._tools)

@@ -14,7 +14,8 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -101,13 +102,21 @@ def connection() -> kopf.ConnectionInfo:
 class Cluster:
     """One API server. For one event loop; `close` it at the end."""
 
-    def __init__(self, connect: Callable[[], kopf.ConnectionInfo], *, writes: TokenBucket, name: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], kopf.ConnectionInfo],
+        *,
+        writes: TokenBucket,
+        name: str,
+        observe: Callable[[str, str, float], None] = lambda _method, _code, _seconds: None,
+    ) -> None:
         """Connect lazily; nothing is sent yet.
 
         Args:
             connect: gives address and credentials; asked again every TOKEN_AGE_S.
             writes: limits creations, changes and deletions.
             name: user agent, and field manager of what is written.
+            observe: told of each request: method (or WATCH), HTTP status or `none` for no answer, seconds to the answer.
         """
         self._connect = connect
         self._writes = writes
@@ -115,6 +124,7 @@ class Cluster:
         self._read_at_s = time.monotonic()
         self._tls = self._info.as_ssl_context()
         self._name = name
+        self._observe = observe
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=64), headers={"User-Agent": name}, trust_env=self._info.trust_env
         )
@@ -193,20 +203,21 @@ class Cluster:
             "timeoutSeconds": str(seconds),
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=WATCH_SILENCE_S)
-        self._count("WATCH")
         try:
-            async with self._session.get(
-                self._url(path), params=query, headers=self._headers(), ssl=self._tls, timeout=timeout
-            ) as response:
-                if response.status >= 300:
-                    raise _error(response.status, await response.read())
-                yield "BOOKMARK", {"metadata": {"resourceVersion": since}}  # it answers
-                async for line in _lines(response.content):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        found = event["object"]
-                        raise _error(int(found.get("code") or 500), line, found)
-                    yield event["type"], event["object"]
+            with self._asked("WATCH") as answered:
+                async with self._session.get(
+                    self._url(path), params=query, headers=self._headers(), ssl=self._tls, timeout=timeout
+                ) as response:
+                    answered(response.status)
+                    if response.status >= 300:
+                        raise _error(response.status, await response.read())
+                    yield "BOOKMARK", {"metadata": {"resourceVersion": since}}  # it answers
+                    async for line in _lines(response.content):
+                        event = json.loads(line)
+                        if event["type"] == "ERROR":
+                            found = event["object"]
+                            raise _error(int(found.get("code") or 500), line, found)
+                        yield event["type"], event["object"]
         except aiohttp.SocketTimeoutError:
             return
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -243,7 +254,6 @@ class Cluster:
     async def _once(
         self, method: str, path: str, parameters: Mapping[str, str] | None, body: Object | None, content_type: str
     ) -> Object:
-        self._count(method)
         headers = {**self._headers(), "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -251,20 +261,22 @@ class Cluster:
         if method in {"POST", "PUT", "PATCH"}:
             query["fieldManager"] = self._name
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        async with self._session.request(
-            method,
-            self._url(path),
-            params=query,
-            data=None if body is None else json.dumps(body),
-            headers=headers,
-            ssl=self._tls,
-            timeout=timeout,
-        ) as response:
-            content = await response.read()
-            if response.status >= 300:
-                raise _error(response.status, content)
-            found: Object = json.loads(content)
-            return found
+        with self._asked(method) as answered:
+            async with self._session.request(
+                method,
+                self._url(path),
+                params=query,
+                data=None if body is None else json.dumps(body),
+                headers=headers,
+                ssl=self._tls,
+                timeout=timeout,
+            ) as response:
+                content = await response.read()
+                answered(response.status)
+        if response.status >= 300:
+            raise _error(response.status, content)
+        found: Object = json.loads(content)
+        return found
 
     def _url(self, path: str) -> str:
         return f"{self._info.server.rstrip('/')}{path}"
@@ -275,8 +287,22 @@ class Cluster:
             self._info, self._read_at_s = self._connect(), now_s
         return self._info.as_http_headers()
 
-    def _count(self, method: str) -> None:
+    @contextmanager
+    def _asked(self, method: str) -> Iterator[Callable[[int], None]]:
+        """Around a request: counts it, and is told the status of its answer."""
         self.num_requests[method] = self.num_requests.get(method, 0) + 1
+        started_s, is_answered = time.monotonic(), False
+
+        def answered(status: int) -> None:
+            nonlocal is_answered
+            is_answered = True
+            self._observe(method, str(status), time.monotonic() - started_s)
+
+        try:
+            yield answered
+        finally:
+            if not is_answered:
+                self._observe(method, "none", time.monotonic() - started_s)
 
 
 def core_path(namespace: str, kind: str, name: str = "") -> str:

@@ -1,4 +1,7 @@
-"""/healthz and /readyz for the kubelet. A watch that has died in silence must end the process: nothing else would tell."""
+"""/healthz and /readyz for the kubelet, /metrics for Prometheus.
+
+A watch that has died in silence must end the process: nothing else would tell.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,21 @@ import logging
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 logger = logging.getLogger(__name__)
 
 
 async def serve(
-    *, address: str, port: int, is_ready: Callable[[], bool], ages_s: Callable[[], Mapping[str, float]], limit_s: float
+    *,
+    address: str,
+    port: int,
+    is_ready: Callable[[], bool],
+    ages_s: Callable[[], Mapping[str, float]],
+    limit_s: float,
+    metrics: Callable[[], bytes],
 ) -> web.AppRunner:
-    """Serve the probes; `cleanup` the result at the end.
+    """Serve probes and metrics; `cleanup` the result at the end.
 
     Args:
         address: to listen on.
@@ -21,6 +31,7 @@ async def serve(
         is_ready: whether the process can do its work, or wait to.
         ages_s: how long each watch has been silent.
         limit_s: above this a watch is stale, and /healthz fails.
+        metrics: all metrics, in Prometheus' text format.
     """
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -33,9 +44,13 @@ async def serve(
     async def readyz(_request: web.Request) -> web.Response:
         return web.json_response({"ready": is_ready()}, status=200 if is_ready() else 503)
 
+    async def all_metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     application = web.Application()
     application.router.add_get("/healthz", healthz)
     application.router.add_get("/readyz", readyz)
+    application.router.add_get("/metrics", all_metrics)
     runner = web.AppRunner(application, access_log=None, handle_signals=False)
     await runner.setup()
     site = web.TCPSite(runner, address, port)

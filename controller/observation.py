@@ -132,7 +132,7 @@ class Observation:
             self._unindex(last)
         else:
             self._ended[last.uid] = gone(last)
-        self._wake(last)
+        self._wake(gone(last))
 
     def _unindex(self, pod: PodFacts) -> None:
         for key in (pod.run_uid, (pod.namespace, pod.run)):

@@ -12,8 +12,10 @@ from contract.errors import Corrupt, IncompatibleRun, NewerFormat, SpecError
 from contract.names import ConditionType
 from contract.store.commit import Committer
 from contract.store.errors import AccessDenied, StoreError, UnsuitableStore
-from contract.store.inputs import list_inputs
+from contract.store.inputs import OpenStore, list_inputs
+from contract.store.measured import MeasuredStore
 from contract.store.open import normalised_uri, open_store
+from contract.store.protocol import ObjectStore
 from controller import api, ledger
 from controller.api import InferenceRun, Resume
 from controller.ledger import Ledger
@@ -81,11 +83,16 @@ class RunOpener:
         restarts = self.must_restart(run, noted)
         try:
             if self._store is None:
-                self._store = RunStore(Committer(open_store(run.spec.output.uri)), new_id=self._tools.new_id)
+                output = self._measured(run.spec.output.uri, "output")
+                self._store = RunStore(Committer(output), new_id=self._tools.new_id)
             if restarts:
                 noted = await self._begin_restart(self._store, noted)
             store, uid = self._store, self._resource.key.uid
-            opened = await self._tools.blocking(lambda: _opened(run, store, uid, noted, restarts=restarts))
+            opened = await self._tools.blocking(
+                lambda: _opened(
+                    run, store, uid, noted, restarts=restarts, open_input=lambda uri: self._measured(uri, "input")
+                )
+            )
         except _PERMANENT as error:
             kind = ConditionType.ACCEPTED if isinstance(error, (SpecError, IncompatibleRun)) else ConditionType.PLANNED
             raise Refused(kind, type(error).__name__, str(error), retry_s=REFUSED_S) from error
@@ -96,6 +103,9 @@ class RunOpener:
             fresh = RunMemory(conditions=noted.memory.conditions)
             noted = replace(noted, memory=fresh, restarted_for=run.resource_generation, restart_from=None)
         return replace(noted, output_uri=run.spec.output.uri, store_generation=opened.record.generation)
+
+    def _measured(self, uri: str, which: str) -> ObjectStore:
+        return MeasuredStore(open_store(uri), self._tools.metrics.store_observer(which))
 
     async def _begin_restart(self, store: RunStore, noted: Ledger) -> Ledger:
         """Note which generation is left before the next one is opened: a crash in between must not open two."""
@@ -109,12 +119,14 @@ class RunOpener:
         return noted
 
 
-def _opened(run: InferenceRun, store: RunStore, uid: str, noted: Ledger, *, restarts: bool) -> OpenedRun:
+def _opened(
+    run: InferenceRun, store: RunStore, uid: str, noted: Ledger, *, restarts: bool, open_input: OpenStore
+) -> OpenedRun:
     """Open the run in its store: what blocks, and so runs in a thread."""
     found = store.read_record()
     if found is None:
         store.probe()
-    objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes)
+    objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes, open_store=open_input)
     has_restarted = found is not None and noted.restart_from is not None and found.generation > noted.restart_from
     return store.open_run(
         wanted_record(run, objects, uid=uid), objects, restarts=restarts and found is not None and not has_restarted

@@ -84,7 +84,8 @@ class RunReconciler:
         while not resource.is_gone:
             resource.changed.clear()
             try:
-                again_s = await self._turn()
+                with self._tools.metrics.reconciling():
+                    again_s = await self._turn()
                 num_failures = 0
             except ObjectMissing:
                 await resource.refresh()

@@ -66,6 +66,10 @@ class Runs:
             if key.namespace == pod.namespace and key.name.startswith(pod.run[:40]):
                 other.reconciler.wake()
 
+    def resources(self) -> list[Object]:
+        """The newest version of each run."""
+        return [entry.reconciler.resource for entry in self._entries.values()]
+
     @property
     def stale_s(self) -> float:
         """Seconds for which the watch, or the list, has been behind."""

@@ -51,7 +51,7 @@ class Settings:
     store_threads: int = 32
     """Runs whose stores may be waited for at one time; a store that does not answer holds a thread for a minute."""
     health_port: int = 8080
-    """Of /healthz and /readyz, on all addresses; 0 = any free one (it is logged)."""
+    """Of /healthz, /readyz and /metrics, on all addresses; 0 = any free one (it is logged)."""
     health_address: str = "0.0.0.0"  # noqa: S104  (the kubelet probes the pod's address)
     stale_watch_s: float = 240.0
     """A watch from which nothing has come for so long, bookmarks included, fails the liveness probe."""

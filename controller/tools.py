@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from controller.api import InferenceRun
 from controller.cluster import Cluster
 from controller.events import EventRecorder
+from controller.metrics import ControllerMetrics
 from controller.observation import Observation
 from controller.settings import Settings
 
@@ -26,6 +27,7 @@ class Tools:
     observation: Observation
     events: EventRecorder
     settings: Settings
+    metrics: ControllerMetrics
     executor: Executor
     """For what blocks: stores, and long decisions."""
     now: Callable[[], datetime]

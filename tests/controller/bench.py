@@ -15,6 +15,7 @@ from typing import Any
 from contract.store.local import LocalStore
 from controller.cluster import Cluster, Object, core_path, run_path
 from controller.events import EventRecorder
+from controller.metrics import ControllerMetrics
 from controller.observation import Observation
 from controller.pods import PodFacts
 from controller.reconciler import RunReconciler
@@ -37,6 +38,7 @@ class Bench:
     server: ApiServer
     reconciler: RunReconciler
     store: LocalStore
+    metrics: ControllerMetrics
     now: datetime = make.NOW
 
     @property
@@ -111,7 +113,8 @@ async def bench(
         **(changes or {}),
     }
     async with serving() as server:
-        cluster = Cluster(server.connect, writes=TokenBucket(1000, 1000), name="test")
+        metrics = ControllerMetrics()
+        cluster = Cluster(server.connect, writes=TokenBucket(1000, 1000), name="test", observe=metrics.requested)
         ids = itertools.count()
         made: list[RunReconciler] = []
         observation = Observation(cluster, namespace="", wake=lambda _pod: made[0].wake())
@@ -121,6 +124,7 @@ async def bench(
                 observation=observation,
                 events=EventRecorder(cluster, component="test", now=lambda: found.now),
                 settings=Settings(worker_image="image", min_interval_s=0.001, poll_s=0.05),
+                metrics=metrics,
                 executor=executor,
                 now=lambda: found.now,
                 new_id=lambda: f"id-{next(ids)}",
@@ -130,7 +134,7 @@ async def bench(
             server.put(core_path("", "nodes", "node-a"), ready)
             resource = server.put(RUN, make.resource(spec))
             made.append(RunReconciler(resource, tools))
-            found = Bench(server, made[0], LocalStore(directory / "out"))
+            found = Bench(server, made[0], LocalStore(directory / "out"), metrics)
             tasks = observation.tasks()
             await observation.pods.synced.wait()
             await observation.nodes.synced.wait()
