@@ -42,8 +42,7 @@ e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), o
 verify: $(SETUP) ## render what is generated; fails when the committed copy is another
 	$(BIN)/python -m tests.chart.rendering
 	$(BIN)/python -m tests.corpus.page
-	git diff --exit-code -- deploy docs/failure-modes.md
-
+	git diff --exit-code -- deploy charts docs/failure-modes.md
 
 lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .

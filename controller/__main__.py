@@ -162,7 +162,12 @@ class _Term:
         self._metrics = metrics
         self._replacements = Replacements()
         self.runs = Runs(make=self._reconciler)
-        self.observation = Observation(cluster, namespace=settings.watch_namespace, wake=self._pod_changed)
+        self.observation = Observation(
+            cluster,
+            namespace=settings.watch_namespace,
+            wake=self._pod_changed,
+            watches_nodes=settings.watch_nodes,
+        )
         self._tools = Tools(
             cluster=cluster,
             observation=self.observation,

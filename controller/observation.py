@@ -36,16 +36,20 @@ class RunKey:
 class Observation:
     """All worker pods and all nodes. For one event loop; `tasks` keep it true."""
 
-    def __init__(self, cluster: Cluster, *, namespace: str, wake: Callable[[PodFacts], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, *, namespace: str, wake: Callable[[PodFacts], None], watches_nodes: bool = True
+    ) -> None:
         """Watch nothing yet.
 
         Args:
             cluster: where.
             namespace: of the pods; empty = all.
             wake: told of each pod whose change a reconcile must see.
+            watches_nodes: whether nodes may be read; otherwise nothing is known of them.
         """
         self._cluster = cluster
         self._wake = wake
+        self._watches_nodes = watches_nodes
         self._ended: dict[str, PodFacts] = {}
         self._forgotten: dict[str, None] = {}
         self._gone_runs: dict[str, None] = {}
@@ -66,11 +70,9 @@ class Observation:
         )
 
     def tasks(self) -> list[asyncio.Task[None]]:
-        """Start both watches."""
-        return [
-            asyncio.create_task(self.pods.run(), name="watch of pods"),
-            asyncio.create_task(self.nodes.run(), name="watch of nodes"),
-        ]
+        """Start the watches."""
+        watches = {"pods": self.pods.run, **({"nodes": self.nodes.run} if self._watches_nodes else {})}
+        return [asyncio.create_task(run(), name=f"watch of {kind}") for kind, run in watches.items()]
 
     def pods_of(self, run: RunKey) -> list[PodFacts]:
         """Pods of the run and of earlier runs of its name, deleted ones too, until they are forgotten."""

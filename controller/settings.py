@@ -30,6 +30,9 @@ class Settings:
     namespace's default."""
     watch_namespace: str = ""
     """Only runs of this namespace; empty = all. A role within the namespace is enough then, but for nodes."""
+    watch_nodes: bool = True
+    """`false` where nodes may not be read: evictions are told by the pods alone, and workers on a node that is lost are
+    replaced only once Kubernetes gives up their pods."""
     lease_namespace: str = "default"
     """Where the Lease lies that elects one of several controllers."""
     lease_name: str = "inferencerun-operator"
@@ -94,4 +97,5 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str, Callable[[Any], bool]]] = {
     "str": (str, "text", lambda _value: True),
     "int": (int, "a number, 0 or more", lambda value: value >= 0),
     "float": (float, "a positive number", lambda value: value > 0),
+    "bool": ({"true": True, "false": False}.get, "true or false", lambda _value: True),
 }

@@ -1,6 +1,6 @@
-"""The chart as Helm renders it, and the copies of it for plain kubectl in deploy/.
+"""The chart as Helm renders it, and what is made of it: the copies for plain kubectl in deploy/, the table in its README.
 
-python -m tests.chart.rendering        writes deploy/crd.yaml and deploy/install.yaml
+`python -m tests.chart.rendering` writes them all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import helm_python
 import yaml
 from helm_python import _native
 
+from tests.chart.values_table import described, with_table
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/inferencerun-operator"
+README = CHART / "README.md"
+VALUES = CHART / "values.yaml"
 CRD = "inferencerun-operator/templates/crd.yaml"
 NEWEST = "v1.30.0"
 """A Kubernetes that knows all that the chart uses."""
@@ -96,6 +100,11 @@ def install() -> str:
     return INSTALL_HEADER + "".join(f"---\n{part.removeprefix('---').lstrip()}\n" for part in parts if part)
 
 
+def readme() -> str:
+    """The chart's README with the table of its values."""
+    return with_table(README.read_text(), described(VALUES.read_text()))
+
+
 def crd(*, has_rules: bool = True) -> dict[str, Any]:
     """The CRD, loaded."""
     loaded: dict[str, Any] = yaml.safe_load(render(has_rules=has_rules))
@@ -112,3 +121,4 @@ def schema(*, has_rules: bool = True) -> dict[str, Any]:
 if __name__ == "__main__":
     CRD_COPY.write_text(CRD_HEADER + render())
     INSTALL_COPY.write_text(install())
+    README.write_text(readme())

@@ -8,6 +8,7 @@ from typing import cast
 from controller.cluster import Cluster
 from controller.observation import Observation, RunKey
 from tests.controller.test_pods import pod, running
+from tests.make import NOW
 
 RUN = RunKey(namespace="default", name="run", uid="u-1")
 
@@ -47,5 +48,23 @@ def test_a_pod_that_outlives_its_run_is_kept_while_it_lives() -> None:
         assert living == ["p-1"]
         assert observation.pods_of(successor) == []
         assert observation.pod("p-1") is None
+
+    asyncio.run(scenario())
+
+
+def test_nodes_that_may_not_be_read_are_not_asked_for() -> None:
+    """Nothing is known of them then, which is not the same as that they are gone."""
+
+    async def scenario() -> None:
+        observation = Observation(cast("Cluster", None), namespace="ns", wake=lambda _pod: None, watches_nodes=False)
+        observation.put(pod(state=running()))
+        tasks = observation.tasks()
+        (view,) = await observation.views_of(RUN, NOW)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert [task.get_name() for task in tasks] == ["watch of pods"]
+        assert view.is_live
 
     asyncio.run(scenario())

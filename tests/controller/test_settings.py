@@ -20,15 +20,23 @@ def test_defaults_suit_most() -> None:
 
 
 def test_values_are_converted() -> None:
-    """Numbers are numbers."""
-    settings = from_environment({**IMAGE, f"{PREFIX}API_QPS": "7.5", f"{PREFIX}HEALTH_PORT": "0"})
+    """Numbers are numbers, and what is switched is on or off."""
+    given = {f"{PREFIX}API_QPS": "7.5", f"{PREFIX}HEALTH_PORT": "0", f"{PREFIX}WATCH_NODES": "false"}
+    settings = from_environment({**IMAGE, **given})
 
-    assert (settings.api_qps, settings.health_port) == (7.5, 0)
+    assert (settings.api_qps, settings.health_port, settings.watch_nodes) == (7.5, 0, False)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("API_QPS", "fast"), ("API_QPS", "0"), ("POLL_S", "-1"), ("API_BURST", "1.5"), ("COLOUR", "red")],
+    [
+        ("API_QPS", "fast"),
+        ("API_QPS", "0"),
+        ("POLL_S", "-1"),
+        ("API_BURST", "1.5"),
+        ("WATCH_NODES", "no"),
+        ("COLOUR", "red"),
+    ],
 )
 def test_what_cannot_be_used_is_named(name: str, value: str) -> None:
     """A typing error must not become a default."""

@@ -62,3 +62,33 @@ app.kubernetes.io/part-of: {{ .Chart.Name }}
 {{- $image.repository -}}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end -}}
 {{- end -}}
+
+{{- define "inferencerun.workerLabels" -}}
+{{- include "inferencerun.labels" . | replace "component: controller" "component: worker" -}}
+{{- end -}}
+
+{{- /* Of what the Prometheus operator reads, which often selects by a label. */ -}}
+{{- define "inferencerun.monitorLabels" -}}
+{{- include "inferencerun.labels" . }}
+{{- with .Values.metrics.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "inferencerun.egress" -}}
+- ports: # names
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+- ports: # the API server, and the store
+    {{- range .Values.networkPolicy.egressPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+- to: # credentials that belong to the pod's service account: GKE, EKS
+    - ipBlock: {cidr: 169.254.0.0/16}
+  ports:
+    - {port: 80, protocol: TCP}
+    - {port: 988, protocol: TCP}
+{{- with .Values.networkPolicy.extraEgress }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
