@@ -1,13 +1,14 @@
-"""S3 servers on loopback, as fixtures: started when first asked for, stopped at the end of the session.
+"""Object stores on loopback, as fixtures: started when first asked for, stopped at the end of the session.
 
     s3_server        ministack over HTTP        compare-and-swap is free of races: its handlers share one event loop
     s3_tls_server    ministack over HTTPS       with a certificate of our own
     moto_server      moto behind one lock       moto compares and writes in two steps; the lock makes it honest
     racy_server      moto as it is              known to let two writers win; shows that a test can fail
     ignoring_server  moto without conditions    answers 200 to every conditional put, as several real stores do
+    gcs_server       tests.gcs_server           Google Cloud Storage; compares and writes under one lock
 
-`s3_uri` is a fresh bucket on `s3_server`, with the environment set so that `open_store` finds it. Spawned processes
-inherit it.
+`s3_uri` is a fresh bucket on `s3_server`, `gcs_uri` one on `gcs_server`, with the environment set so that `open_store`
+finds it. Spawned processes inherit it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from contract.store.s3 import S3Store
+from tests.gcs_server import FakeGcs, serving
 
 LOOPBACK = "127.0.0.1"
 WsgiApp = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+_FOREIGN = ("AWS_", "GOOGLE_", "CLOUDSDK_", "GCE_", "STORAGE_EMULATOR_HOST")
 _bucket_numbers = itertools.count(1)
 
 
@@ -75,7 +78,7 @@ class S3Server:
 
 @pytest.fixture(scope="session", autouse=True)
 def _only_loopback() -> Iterator[None]:
-    """No test of this process talks to anything but loopback and Unix sockets; no AWS setting of the user leaks in."""
+    """No test of this process talks to anything but loopback and Unix sockets; no setting of a cloud account leaks in."""
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def checked(address: Any) -> None:
@@ -99,11 +102,13 @@ def _only_loopback() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
+        for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
             patch.delenv(name)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("CLOUDSDK_CONFIG", os.devnull)
+        patch.setenv("NO_GCE_CHECK", "true")
         yield
 
 
@@ -164,6 +169,21 @@ def s3_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a prefix in a fresh bucket, with the environment set."""
     s3_server.use(monkeypatch)
     return f"s3://{s3_server.new_bucket()}/runs/one"
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[FakeGcs]:
+    """Google Cloud Storage as an emulator: without credentials."""
+    server = FakeGcs()
+    with serving(server):
+        yield server
+
+
+@pytest.fixture
+def gcs_uri(gcs_server: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a prefix in a fresh bucket, with the environment set."""
+    gcs_server.use(monkeypatch)
+    return f"gs://{gcs_server.new_bucket()}/runs/one"
 
 
 def locked(app: WsgiApp) -> WsgiApp:

@@ -1,6 +1,7 @@
 """From a URI to an object store. Nothing in a URI is percent-encoded: path or key stand there as they are.
 
 s3://bucket[/prefix]        S3 and S3-compatible stores; the endpoint comes from AWS_ENDPOINT_URL_S3 or the profile
+gs://bucket[/prefix]        Google Cloud Storage; needs the extra `gcs`
 file:///absolute/directory  a directory on this host; also file:relative and a plain path
 """
 
@@ -10,12 +11,15 @@ import os
 import re
 
 from contract.errors import SpecError
+from contract.store.gcs import GcsStore
 from contract.store.local import LocalStore
 from contract.store.protocol import ObjectStore
 from contract.store.s3 import S3Store
 
-_POSSIBLE = "use s3://bucket/prefix, file:///absolute/path or a plain path"
+_POSSIBLE = "use s3://bucket/prefix, gs://bucket/prefix, file:///absolute/path or a plain path"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_BUCKETS = {"s3": S3Store, "gs": GcsStore}
+"""Schemes whose URIs begin with a bucket."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -26,9 +30,9 @@ def open_store(uri: str) -> ObjectStore:
         SpecError: no such kind of store; the message says what is possible.
     """
     scheme, rest = _split(uri)
-    if scheme == "s3":
+    if scheme in _BUCKETS:
         bucket, _, prefix = rest.partition("/")
-        return S3Store(bucket, prefix)
+        return _BUCKETS[scheme](bucket, prefix)
     return LocalStore(rest)
 
 
@@ -44,7 +48,7 @@ def split_object_uri(uri: str) -> tuple[str, str]:
     Examples: `s3://bucket/a/b` is `a/b` in `s3://bucket`; `file:///d/x` is `x` in `file:///d`.
     """
     scheme, rest = _split(uri)
-    root, _, key = rest.partition("/") if scheme == "s3" else rest.rpartition("/")
+    root, _, key = rest.partition("/") if scheme in _BUCKETS else rest.rpartition("/")
     if not key:
         raise SpecError(f"{uri!r} names no object: add its key or file name")
     return f"{scheme}://{root}", key
@@ -54,9 +58,9 @@ def _split(uri: str) -> tuple[str, str]:
     """(scheme, bucket and key, or absolute path)."""
     match = _SCHEME.match(uri)
     scheme, rest = (match[1].lower(), uri[match.end() :]) if match else ("file", uri)
-    if scheme == "s3" and rest.startswith("//"):
+    if scheme in _BUCKETS and rest.startswith("//"):
         if not _BUCKET.fullmatch(rest[2:].partition("/")[0]):
-            raise SpecError(f"{uri!r} names no bucket: write s3://bucket or s3://bucket/prefix")
+            raise SpecError(f"{uri!r} names no bucket: write {scheme}://bucket or {scheme}://bucket/prefix")
         return scheme, rest[2:]
     if scheme == "file" and match and rest.startswith("//"):
         rest = rest[2:] or "/"
@@ -64,8 +68,6 @@ def _split(uri: str) -> tuple[str, str]:
             raise SpecError(f"{uri!r}: two slashes begin a host name; {_POSSIBLE}")
     if scheme == "file" and rest:
         return scheme, _absolute(rest)
-    if scheme == "gs":
-        raise SpecError(f"{uri!r}: Google Cloud Storage ignores conditional puts through its S3 interface; {_POSSIBLE}")
     raise SpecError(f"{uri!r} is no store: {_POSSIBLE}")
 
 

@@ -18,9 +18,10 @@ from contract.store.memory import MemoryStore
 from contract.store.open import open_store
 from contract.store.probe import probe
 from contract.store.protocol import ETag, ObjectStore
+from tests.gcs_server import FakeGcs
 from tests.servers import S3Server
 
-SERVERS = {"s3-http": "s3_server", "s3-https": "s3_tls_server", "s3-moto": "moto_server"}
+SERVERS = {"s3-http": "s3_server", "s3-https": "s3_tls_server", "s3-moto": "moto_server", "gs": "gcs_server"}
 
 
 @pytest.fixture(params=["memory", "measured", "local", *SERVERS])
@@ -33,9 +34,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     elif request.param == "local":
         yield LocalStore(tmp_path / "runs" / "one")
     else:
-        server: S3Server = request.getfixturevalue(SERVERS[request.param])
+        server: S3Server | FakeGcs = request.getfixturevalue(SERVERS[request.param])
         server.use(monkeypatch)
-        yield open_store(f"s3://{server.new_bucket()}/runs/one")
+        yield open_store(f"{request.param[:2]}://{server.new_bucket()}/runs/one")
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -215,9 +216,10 @@ def test_listing_tells_what_reading_tells(store: ObjectStore) -> None:
     assert listed.modified_at.utcoffset() == timedelta(0)
 
 
-def test_listing_goes_beyond_a_page(s3_uri: str) -> None:
-    """More objects than one page of an S3 listing holds (1,000) are all listed, in order."""
-    store = open_store(s3_uri)
+@pytest.mark.parametrize("kind", ["s3_uri", "gcs_uri"])
+def test_listing_goes_beyond_a_page(request: pytest.FixtureRequest, kind: str) -> None:
+    """More objects than one page of a listing holds (1,000) are all listed, in order."""
+    store = open_store(request.getfixturevalue(kind))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: store.put_create(f"shards/{number:05d}.json", b"{}"), range(1005)))
 

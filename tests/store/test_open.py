@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import SpecError
+from contract.store.gcs import GcsStore
 from contract.store.local import LocalStore
 from contract.store.open import normalised_uri, open_store, split_object_uri
 from contract.store.s3 import S3Store
@@ -19,6 +20,7 @@ from contract.store.s3 import S3Store
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/a/b/", "s3://bucket/a/b"),
         ("S3://bucket/A", "s3://bucket/A"),
+        ("gs://bucket/a/b/", "gs://bucket/a/b"),
         ("file:///d/x", "file:///d/x"),
         ("file:///d/./y/../x//", "file:///d/x"),
         ("file:/d/x", "file:///d/x"),
@@ -49,6 +51,7 @@ def test_one_form_for_every_way_to_write_a_place(
     [
         ("s3://bucket/a/b.fasta", "s3://bucket", "a/b.fasta"),
         ("s3://bucket/a", "s3://bucket", "a"),
+        ("gs://bucket/a/b.fasta", "gs://bucket", "a/b.fasta"),
         ("file:///d/x.fasta", "file:///d", "x.fasta"),
         ("file:///x", "file://", "x"),
         ("/d/e/x y.gz", "file:///d/e", "x y.gz"),
@@ -83,12 +86,13 @@ def test_a_store_is_no_object(uri: str) -> None:
         ("file:", "use s3://"),
         ("http://host/x", "use s3://"),
         ("s3:bucket/x", "use s3://"),
-        ("gs://bucket/x", "Google Cloud Storage ignores conditional puts"),
+        ("gs:bucket/x", "use s3://bucket/prefix, gs://bucket/prefix"),
         ("file://host/x", "two slashes"),
         ("s3://", "names no bucket"),
         ("s3:///x", "names no bucket"),
         ("s3://-x/y", "names no bucket"),
         ("s3://b?c/y", "names no bucket"),
+        ("gs:///x", "names no bucket: write gs://bucket"),
     ],
 )
 def test_anything_else_says_what_is_possible(uri: str, remedy: str) -> None:
@@ -99,6 +103,7 @@ def test_anything_else_says_what_is_possible(uri: str, remedy: str) -> None:
 
 
 def test_the_scheme_decides() -> None:
-    """s3:// opens S3 without a connection, everything else a directory."""
+    """s3:// and gs:// open buckets without a connection, everything else a directory."""
     assert isinstance(open_store("s3://bucket/prefix"), S3Store)
+    assert isinstance(open_store("gs://bucket/prefix"), GcsStore)
     assert isinstance(open_store("data"), LocalStore)

@@ -25,10 +25,10 @@ NUM_UPDATES = 50
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3_uri", "gcs_uri"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh output on each kind of store that processes can share."""
-    return str(request.getfixturevalue("s3_uri")) if request.param == "s3" else f"file://{tmp_path}/run"
+    return f"file://{tmp_path}/run" if request.param == "local" else str(request.getfixturevalue(request.param))
 
 
 @pytest.mark.parametrize("num_processes", [4, 32])
