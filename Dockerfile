@@ -16,11 +16,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT
 WORKDIR /build
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip uninstall --quiet --yes setuptools
 COPY pyproject.toml constraints.txt ./
-# The dependencies alone, one file for each extra, so that their layers outlive changes of the source.
+# The dependencies alone, one file for each image, so that their layers outlive changes of the source.
 RUN /opt/venv/bin/python -c "import pathlib, tomllib; \
     project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
-    [pathlib.Path(f'{extra}.txt').write_text('\n'.join(project['dependencies'] + project['optional-dependencies'][extra])) \
-     for extra in ('controller', 'worker')]"
+    extras = project['optional-dependencies']; \
+    [pathlib.Path(f'{image}.txt').write_text('\n'.join(project['dependencies'] + extras[image] + extras['gcs'])) \
+     for image in ('controller', 'worker')]"
 
 # Compiled ahead: a read-only image cannot keep what it compiles, and every start would do it again. Packages may hold files
 # for newer Pythons: they do not compile, and nothing imports them. pip goes last.

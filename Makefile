@@ -81,7 +81,7 @@ $(SETUP): pyproject.toml constraints.txt
 	if [ -z "$$python" ]; then echo 'No Python >= 3.11 found: install one, or name it: make setup PYTHON=...' >&2; exit 1; fi; \
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install -qq 'pip>=25.1,<26.2'
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[controller,worker,cli,kubectl]' --group test --group lint
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[controller,worker,cli,kubectl,gcs]' --group test --group lint
 	@$(BIN)/python -c 'import torch; print(f"torch {torch.__version__}:", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build")'
 	@if ls -d $(VENV)/lib/python3*/site-packages/nvidia_*.dist-info >/dev/null 2>&1 && [ -n "$(REQUIRE_CPU_TORCH)" ]; then \
 	    echo 'CUDA packages came with torch, and REQUIRE_CPU_TORCH is set: offer pip a CPU build of the version in constraints.txt' >&2; \

@@ -89,5 +89,5 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Offline batch inference, every record exactly once.
 
-    OUTPUT_URI is a run's output.uri: a directory, file:///... or s3://bucket/prefix.
+    OUTPUT_URI is a run's output.uri: a directory, file:///..., s3://bucket/prefix or gs://bucket/prefix.
     """

@@ -96,7 +96,7 @@ def open_output(uri: str, generation: int | None = None) -> Output:
     """The run stored under `uri`.
 
     Args:
-        uri: `file:///...`, a path, or `s3://bucket/prefix`.
+        uri: `file:///...`, a path, `s3://bucket/prefix` or `gs://bucket/prefix`.
         generation: which one to read; None = the current one.
 
     Raises:

@@ -23,7 +23,7 @@ from controller.strategic_merge import mistakes
 
 MIB = 2**20
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_URI = re.compile(r"(s3|file)://.+")
+_URI = re.compile(r"(s3|gs|file)://.+")
 _OTHER_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -359,7 +359,7 @@ def _output(section: Section) -> OutputSpec:
 
 def _check_uri(section: Section, name: str, uri: str) -> None:
     if _OTHER_SCHEME.match(uri) and not _URI.fullmatch(uri):
-        section.wrong(name, uri, "use s3://BUCKET/KEY, file:///DIRECTORY or a path")
+        section.wrong(name, uri, "use s3://BUCKET/KEY, gs://BUCKET/KEY, file:///DIRECTORY or a path")
 
 
 def _model(section: Section) -> ModelSpec:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -44,6 +45,16 @@ class Object:
     def created_at(self) -> str:
         """As the JSON API writes it."""
         return datetime.fromtimestamp(self.generation / 1e6, UTC).isoformat(timespec="milliseconds")
+
+    @property
+    def told(self) -> dict[str, str]:
+        """Headers of every reply about it."""
+        return {
+            "etag": f'"{md5(self.body)}"',
+            "last-modified": formatdate(self.generation / 1e6, usegmt=True),
+            "x-goog-generation": str(self.generation),
+            "x-goog-hash": f"md5={md5(self.body)}",
+        }
 
 
 @dataclass
@@ -169,7 +180,7 @@ def answer_xml(
             return xml_error(400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
         kept = {name: headers[name] for name in ("content-type", "content-encoding") if name in headers}
         objects[key] = Object(body, store.new_generation(), kept)
-        return Reply(200, b"", {"x-goog-generation": str(objects[key].generation)})
+        return Reply(200, b"", objects[key].told)
     if current is None:
         return xml_error(404, "NoSuchKey", "The specified key does not exist.")
     if method == "DELETE":
@@ -180,7 +191,7 @@ def answer_xml(
 
 def read(item: Object, headers: dict[str, str]) -> Reply:
     """An object or a range of it."""
-    told = {**item.headers, "x-goog-generation": str(item.generation), "x-goog-hash": f"md5={md5(item.body)}"}
+    told = {**item.headers, **item.told}
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
     if match is None:
         return Reply(200, item.body, told)

@@ -186,6 +186,12 @@ def gcs_uri(gcs_server: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"gs://{gcs_server.new_bucket()}/runs/one"
 
 
+@pytest.fixture(params=["s3_uri", "gcs_uri"])
+def bucket_uri(request: pytest.FixtureRequest) -> str:
+    """URI of a prefix in a fresh bucket of each kind, with the environment set."""
+    return str(request.getfixturevalue(request.param))
+
+
 def locked(app: WsgiApp) -> WsgiApp:
     """One request at a time, reads too: moto disposes the old body while a read still seeks it."""
     lock = threading.Lock()

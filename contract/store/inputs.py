@@ -1,6 +1,6 @@
 """Input URIs expanded to objects, by listing alone (and a look at the first bytes of large .gz objects).
 
-s3://bucket/in/a.fasta       one object
+s3://bucket/in/a.fasta       one object; gs:// alike
 s3://bucket/in/, /data/in    all objects below; names that begin with '.' or '_' or end with '~' or '.tmp' are skipped
 /data/**/part-?[0-9].fasta   a pattern: '*', '?', '[...]' within a name, '**' for any number of directories; as in a
                              shell a wildcard does not match a leading '.', and '[*]' stands for the letter itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from contract.errors import SpecError
 from contract.store.gcs import GcsStore
@@ -18,7 +19,7 @@ from contract.store.s3 import S3Store
 
 _POSSIBLE = "use s3://bucket/prefix, gs://bucket/prefix, file:///absolute/path or a plain path"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_BUCKETS = {"s3": S3Store, "gs": GcsStore}
+_BUCKETS: dict[str, Callable[[str, str], ObjectStore]] = {"s3": S3Store, "gs": GcsStore}
 """Schemes whose URIs begin with a bucket."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 

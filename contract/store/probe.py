@@ -31,8 +31,8 @@ NUM_RACERS = 8
 """Enough that a store which compares and writes in two steps nearly always lets several win."""
 
 _SUITABLE = (
-    "Known to work: AWS S3, Cloudflare R2, MinIO, SeaweedFS, recent Ceph RGW, a directory. Known not to: Garage, "
-    "s3rver, 'rclone serve s3', Google Cloud Storage through its S3 interface"
+    "Known to work: AWS S3, Cloudflare R2, MinIO, SeaweedFS, recent Ceph RGW, Google Cloud Storage as gs://, a directory. "
+    "Known not to: Garage, s3rver, 'rclone serve s3', Google Cloud Storage as s3://"
 )
 
 _REFUSALS = (AlreadyExists, PreconditionFailed)

@@ -47,7 +47,7 @@ def without_words(schema: dict[str, Any]) -> dict[str, Any]:
 # What the API reads, in terms of the schema.
 
 TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_LENGTH}
-URI = {"anyOf": [{"pattern": "^(s3|file)://.+$"}, {"not": {"pattern": "^[a-zA-Z][a-zA-Z0-9+.-]*://"}}]}
+URI = {"anyOf": [{"pattern": "^(s3|gs|file)://.+$"}, {"not": {"pattern": "^[a-zA-Z][a-zA-Z0-9+.-]*://"}}]}
 QUANTITY = {
     INT_OR_STRING: True,
     "anyOf": [{"type": "integer"}, {"type": "string"}],
@@ -187,7 +187,7 @@ def test_the_schema_is_what_the_api_reads(monkeypatch: pytest.MonkeyPatch) -> No
 
 PROBES: tuple[Any, ...] = (
     *(None, True, False, "", "x", "Auto", "torch", "spot", "x" * 2048, "x" * 2049),
-    *("64Mi", "1.5Gi", "64MB", "-1", "1024", "s3://b/k", "gs://b/k", "file:///d"),
+    *("64Mi", "1.5Gi", "64MB", "-1", "1024", "s3://b/k", "gs://b/k", "abfs://b/k", "file:///d"),
     *(-1, 0, 1, 2, 16, 17, 10_000, 10_001, 0.5, -0.5, 10**9),
     *([], {}, ["x"], [""], [1], ["x"] * 1000, ["x"] * 1001, {"x": 1}),
 )

@@ -18,7 +18,7 @@ import yaml
 
 from contract import layout, manifest
 from contract.manifest import ShardManifest
-from contract.store.local import LocalStore
+from contract.store.open import open_store
 
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 90.0
@@ -124,7 +124,7 @@ class LocalRun:
 
     def manifests(self, generation: int = 1) -> Iterator[ShardManifest]:
         """The shard manifests as they are now."""
-        store = LocalStore(self.output)
+        store = open_store(self.output)
         for entry in store.list(layout.build_shards_prefix(generation)):
             yield manifest.from_json(store.get(entry.key).body, where=entry.key)
 

@@ -207,7 +207,7 @@ def test_explicit_thresholds_override_the_profile_even_in_viral_mode() -> None:
             "spec.workers.template.spec.restartPolicy",
             "must not restart",
         ),
-        ({"input": {"uris": ["gs://b/x"]}}, "spec.input.uris[0]", "s3://"),
+        ({"input": {"uris": ["abfs://b/x"]}}, "spec.input.uris[0]", "s3://"),
         ({"output": {"uri": "https://b/x"}}, "spec.output.uri", "s3://"),
         ({"output": {"uri": ""}}, "spec.output.uri", "required"),
         ({"output": {"uri": None}}, "spec.output.uri", "required"),

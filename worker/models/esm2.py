@@ -37,7 +37,9 @@ def check_esm2(settings: ModelSettings) -> None:
     check_parameters(settings, ("size", "compile"))
     size, is_compiled = settings.parameters.get("size"), settings.parameters.get("compile", False)
     if not settings.source:
-        raise SpecError("model.source: esm2 needs weights: a directory, a store prefix (s3://...) or random:<seed>")
+        raise SpecError(
+            "model.source: esm2 needs weights: a directory, a prefix (s3://... or gs://...) or random:<seed>"
+        )
     if not isinstance(is_compiled, bool):
         raise SpecError(f"model.parameters.compile: {is_compiled!r} is neither true nor false")
     if _random_seed(settings.source) is None:

@@ -9,8 +9,8 @@ from contract.errors import ModelError
 from contract.names import ENV_CACHE_DIR
 from contract.settings import ModelSettings
 from contract.store.errors import Unavailable
-from contract.store.local import LocalStore
 from contract.store.memory import MemoryStore
+from contract.store.open import open_store
 from contract.store.protocol import Stored
 from tests.worker.models.checkpoints import TINY, saved
 from worker.models import weights_cache
@@ -161,16 +161,17 @@ def test_the_parent_reads_no_weights(tmp_path):
     assert preparer.prepare("MKT").num_tokens == 5
 
 
-def test_a_model_in_a_store_is_the_model_in_a_directory(tmp_path, monkeypatch):
+def test_a_model_in_a_bucket_is_the_model_in_a_directory(tmp_path, monkeypatch, bucket_uri):
     """A source with a scheme goes through the cache and gives the very rows of the directory."""
     saved(tmp_path / "model", **TINY)
-    monkeypatch.setattr(weights_cache, "open_store", lambda _: LocalStore(str(tmp_path / "model")))
+    for path in (tmp_path / "model").iterdir():
+        open_store(bucket_uri).put_create(path.name, path.read_bytes())
     monkeypatch.setenv(ENV_CACHE_DIR, str(tmp_path / "cache"))
-    payload = load_preparer(ModelSettings(name="esm2", source="s3://b/m")).prepare("MKTAYIAK").payload
+    payload = load_preparer(ModelSettings(name="esm2", source=bucket_uri)).prepare("MKTAYIAK").payload
 
     local, remote = (
         load_encoder(ModelSettings(name="esm2", source=source), device="cpu").encode([payload]).values
-        for source in (str(tmp_path / "model"), "s3://bucket/model")
+        for source in (str(tmp_path / "model"), bucket_uri)
     )
 
     assert local.equal(remote)

@@ -1,4 +1,4 @@
-"""`inferencerun run` on a real S3 server over HTTP, undisturbed and behind a proxy that loses replies."""
+"""`inferencerun run` in buckets over HTTP, undisturbed and behind a proxy that loses replies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from contract.names import ExitCode
+from contract.store.open import open_store
 from contract.store.s3 import S3Store
 from tests.cli.local_run import LocalRun
 from tests.faults import Fault, FaultProxy
@@ -17,20 +18,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 SEQUENCES = ["MKVA" * (1 + number % 6) + "ACDEFGHIKLMNPQRSTVWY"[number % 20] for number in range(40)]
 
 
-def test_input_and_output_on_s3(s3_uri: str, tmp_path: Path) -> None:
-    """A gzipped FASTA is read from a bucket, rows are written to it, and `verify` reads both back."""
-    run = LocalRun(directory=tmp_path, sequences=SEQUENCES, store_uri=s3_uri)
+def test_input_and_output_in_a_bucket(bucket_uri: str, tmp_path: Path) -> None:
+    """A FASTA is read from a bucket, rows are written to it, and `verify` reads both back."""
+    run = LocalRun(directory=tmp_path, sequences=SEQUENCES, store_uri=bucket_uri)
     run.write()
-    bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")
-    S3Store(bucket, "in").put_create("proteins.fasta", (tmp_path / "in.fasta").read_bytes())
-    run.spec = {"input": {"uris": [f"s3://{bucket}/in/*.fasta"], "shardBytes": 200}}
+    root = bucket_uri.removesuffix("/runs/one")
+    open_store(f"{root}/in").put_create("proteins.fasta", (tmp_path / "in.fasta").read_bytes())
+    run.spec = {"input": {"uris": [f"{root}/in/*.fasta"], "shardBytes": 200}}
 
     ended = run.run()
-    verified = run.call("verify", s3_uri, "--json")
+    verified = run.call("verify", bucket_uri, "--json")
 
     assert (ended.code, ended.fields["phase"], ended.fields["records"]) == (0, "Succeeded", 40), ended.errors
     assert verified.code == 0, verified.output
-    assert prefix
 
 
 def test_lost_replies_conflicts_and_errors_on_every_kind_of_put_change_nothing(
