@@ -116,6 +116,8 @@ class Hints:
 
     token_budget: int | None = None
     """Tokens per batch; None = the spec's."""
+    memory_bytes: int | None = None
+    """A worker with less memory than this must leave the shard to others; None = any may take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +333,7 @@ def to_json(manifest: ShardManifest) -> bytes:
             "byClass": dict(manifest.restarts.by_class),
             "streak": manifest.restarts.streak,
         },
-        "hints": {"tokenBudget": manifest.hints.token_budget},
+        "hints": {"tokenBudget": manifest.hints.token_budget, "memoryBytes": manifest.hints.memory_bytes},
         "claimedAt": stamp(manifest.claimed_at),
         "completedBy": _owner_fields(manifest.completed_by),
         "notBefore": stamp(manifest.not_before),
@@ -431,7 +433,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
             by_class=tuple(sorted(restarts["byClass"].items())),
             streak=restarts["streak"],
         ),
-        hints=Hints(token_budget=fields["hints"]["tokenBudget"]),
+        hints=Hints(token_budget=fields["hints"]["tokenBudget"], memory_bytes=fields["hints"].get("memoryBytes")),
         claimed_at=parse_stamp(fields["claimedAt"]),
         completed_by=_owner(fields["completedBy"]),
         not_before=parse_stamp(fields["notBefore"]),

@@ -90,6 +90,8 @@ class WorkerSettings:
     """Exit 76 when no batch finishes for so long."""
     max_record_strikes: int = 2
     """Failures of a record, alone, before it is quarantined."""
+    memory_bytes: int | None = None
+    """Memory that this worker may use; None = no limit is known. Shards that are known to need more are left to others."""
     device: str = "auto"
     """`auto` (cuda when there is one), `cpu` or `cuda:N`."""
 

@@ -29,6 +29,8 @@ class StartWorker:
     """Nodes (sorted) whose breaker is open; an executor with one node may have to ignore it."""
     checkpoint_every_s: float | None = None
     """Time between its checkpoints, adapted to evictions; None = the spec's."""
+    memory_bytes: int | None = None
+    """Its memory limit: the spec's, or more when a waiting shard needs more; None = the spec sets none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

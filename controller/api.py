@@ -14,11 +14,11 @@ from typing import Any
 
 from contract.documents import canonical
 from contract.errors import SpecError
-from contract.names import API_GROUP, API_VERSION, ENV_VIRAL_MODE, KIND
+from contract.names import API_GROUP, API_VERSION, CONTAINER_WORKER, ENV_VIRAL_MODE, KIND
 from contract.plan import InputFormat
 from contract.run_record import ModelIdentity
 from contract.settings import CheckpointSettings, ModelSettings, RowKind, TooLong, WorkerSettings
-from controller.fields import Section
+from controller.fields import Section, parse_quantity
 from controller.strategic_merge import mistakes
 
 MIB = 2**20
@@ -241,6 +241,9 @@ class FailurePolicy:
     """More failed shards fail the run, once all others are complete."""
     min_tokens_per_batch: int = 256
     """Running out of memory halves the token budget of a shard, but not below this."""
+    max_memory_bytes: int | None = None
+    """A shard whose workers are killed for memory again and again gets ones with a higher limit, up to this. None = what
+    the template sets is never raised."""
     backoff: Backoff = field(default_factory=Backoff)
     node_breaker: NodeBreakerPolicy = field(default_factory=NodeBreakerPolicy)
     run_breaker: RunBreakerPolicy = field(default_factory=RunBreakerPolicy)
@@ -445,6 +448,7 @@ def _failure_policy(section: Section) -> FailurePolicy:
     backoff, node = section.section("backoff"), section.section("nodeBreaker")
     run, loop = section.section("runBreaker"), section.section("crashLoop")
     defaults = FailurePolicy()
+    max_memory_bytes = section.quantity("maxMemory", 1)
     policy = FailurePolicy(
         max_shard_retries=section.integer("maxShardRetries", defaults.max_shard_retries, minimum=0),
         max_record_strikes=section.integer("maxRecordStrikes", defaults.max_record_strikes),
@@ -454,6 +458,7 @@ def _failure_policy(section: Section) -> FailurePolicy:
         ),
         max_failed_shards=section.integer("maxFailedShards", defaults.max_failed_shards, minimum=0),
         min_tokens_per_batch=section.integer("minTokensPerBatch", defaults.min_tokens_per_batch),
+        max_memory_bytes=max_memory_bytes if section.has("maxMemory") else None,
         backoff=Backoff(
             replace_s=backoff.seconds("replaceSeconds", defaults.backoff.replace_s, minimum=0),
             rejected_s=backoff.seconds("rejectedSeconds", defaults.backoff.rejected_s, minimum=0),
@@ -493,6 +498,7 @@ def worker_settings(
     worker_index: int,
     num_workers: int,
     checkpoint_every_s: float | None = None,
+    memory_bytes: int | None = None,
     grace_seconds: float = 30.0,
     device: str = "auto",
 ) -> WorkerSettings:
@@ -505,6 +511,7 @@ def worker_settings(
         worker_index: its place among the workers.
         num_workers: all places.
         checkpoint_every_s: interval adapted to the evictions that are seen; None = the spec's.
+        memory_bytes: its memory limit; None = it has none.
         grace_seconds: from SIGTERM to SIGKILL.
         device: `auto` takes a GPU where there is one, and so computes on the CPU where a device plugin hands out none.
     """
@@ -537,8 +544,21 @@ def worker_settings(
         grace_seconds=grace_seconds,
         no_progress_seconds=spec.workers.no_progress_timeout_s,
         max_record_strikes=spec.failure_policy.max_record_strikes,
+        memory_bytes=memory_bytes,
         device=device,
     )
+
+
+def memory_limit(template: Mapping[str, Any]) -> int | None:
+    """Bytes to which a template limits its worker; None when it sets no limit. Pure."""
+    spec = template.get("spec")
+    containers = spec.get("containers") if isinstance(spec, Mapping) else None
+    for container in containers if isinstance(containers, list) else ():
+        if isinstance(container, Mapping) and container.get("name") == CONTAINER_WORKER:
+            resources = container.get("resources")
+            limits = resources.get("limits") if isinstance(resources, Mapping) else None
+            return parse_quantity(str(limits.get("memory"))) if isinstance(limits, Mapping) else None
+    return None
 
 
 def model_identity(spec: RunSpec) -> ModelIdentity:

@@ -53,6 +53,7 @@ def release(
     flight: Flight | None,
     policy: FailurePolicy,
     max_tokens_per_batch: int,
+    memory_limit: int | None = None,
     now: datetime,
     jitter: float,
 ) -> ReleaseShard:
@@ -64,6 +65,7 @@ def release(
         flight: its last words.
         policy: budgets.
         max_tokens_per_batch: the spec's token budget, which the first out-of-memory halves.
+        memory_limit: bytes to which the spec limits a worker; None = it sets no limit.
         now: time of the decision.
         jitter: in [0, 1).
     """
@@ -101,7 +103,13 @@ def release(
         in_flight=suspects,
         quarantined=quarantined,
         not_before=now + timedelta(seconds=wait_s) if wait_s else None,
-        hints=_hints(manifest, verdict, policy=policy, max_tokens_per_batch=max_tokens_per_batch),
+        hints=_hints(
+            manifest,
+            verdict,
+            policy=policy,
+            max_tokens_per_batch=max_tokens_per_batch,
+            memory_limit=memory_limit,
+        ),
         failure=_failure(verdict, streak) if is_spent else None,
         streak=streak,
     )
@@ -147,12 +155,24 @@ def _condemned(
 
 
 def _hints(
-    manifest: ShardManifest, verdict: Verdict, *, policy: FailurePolicy, max_tokens_per_batch: int
+    manifest: ShardManifest,
+    verdict: Verdict,
+    *,
+    policy: FailurePolicy,
+    max_tokens_per_batch: int,
+    memory_limit: int | None,
 ) -> Hints | None:
+    """Half the tokens at each shortage; from the second in a row, twice the memory too: smaller batches did not do."""
     if verdict.failure_class is not FailureClass.OUT_OF_MEMORY:
         return None
-    budget = manifest.hints.token_budget or max_tokens_per_batch
-    return Hints(token_budget=min(budget, max(policy.min_tokens_per_batch, budget // 2)))
+    before = manifest.hints
+    budget = before.token_budget or max_tokens_per_batch
+    halved = min(budget, max(policy.min_tokens_per_batch, budget // 2))
+    memory = before.memory_bytes
+    if memory_limit is not None and policy.max_memory_bytes is not None and manifest.restarts.streak > 0:
+        raised = min(policy.max_memory_bytes, 2 * max(memory or 0, memory_limit))
+        memory = raised if raised > memory_limit else memory
+    return Hints(token_budget=halved, memory_bytes=memory)
 
 
 def _failure(verdict: Verdict, streak: int) -> Failure:

@@ -359,6 +359,9 @@ def _node_rejected(case: _Case) -> Verdict | None:
     )
     if seen.pod_reason in _REFUSALS or seen.pod_reason.startswith("OutOf") or is_shortage:
         return _verdict(FailureClass.NODE_REJECTED, case.told(f"the node refused or removed it ({seen.pod_reason})"))
+    if seen.waiting_reason == "ContainerCreating":
+        what = "the node has not started it in half an hour (ContainerCreating)"
+        return _verdict(FailureClass.NODE_REJECTED, case.told(what))
     if seen.waiting_reason in _NO_SANDBOX:
         return _verdict(FailureClass.NODE_REJECTED, case.told(f"the node cannot set it up ({seen.waiting_reason})"))
     return None

@@ -110,6 +110,8 @@ class WorkerView:
     state: WorkerState
     started_at: datetime | None = None
     """When it began to hold its GPU; None = not yet."""
+    waits_for: str = ""
+    """Why it has not started yet, as scheduler or kubelet say; empty = it runs, or nobody has said."""
     is_on_demand: bool = False
     """Whether it was started on capacity that is not taken away, although the run prefers spot."""
     evidence: Evidence | None = None

@@ -18,6 +18,7 @@ releases are conditional puts over the observed version, and names of workers st
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from contract.manifest import ShardManifest, ShardStatus, is_claimable
 from contract.names import ConditionType, Phase
 from contract.plan import Plan
 from controller.actions import Action, Decision, Finalize, ForgetWorker, StartWorker, StopWorker
-from controller.api import InferenceRun
+from controller.api import InferenceRun, memory_limit
 from controller.breaker import (
     BreakerState,
     RunBreaker,
@@ -56,6 +57,9 @@ from controller.status import (
 
 MAX_NAME_LENGTH = 63
 """A pod's name is its host name too."""
+MAX_STARTS = 50
+"""Workers started at one look. With the next look FOLLOW_UP_S later that is no limit in ordinary times; when a whole cluster
+loses its nodes, it keeps the look short and the API server answering."""
 FOLLOW_UP_S = 0.5
 """When something was decided that the next look must see."""
 RESYNC_S = 10.0
@@ -111,6 +115,7 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
                 flight=item.evidence.flight,
                 policy=run.spec.failure_policy,
                 max_tokens_per_batch=run.spec.model.max_tokens_per_batch,
+                memory_limit=memory_limit(run.spec.workers.template),
                 now=now,
                 jitter=spread(item.uid, found.shard, found.epoch),
             )
@@ -206,7 +211,7 @@ def _goal(run: InferenceRun, plan: Plan, observed: Observed, memory: RunMemory, 
     if state is BreakerState.CLOSED:
         is_waiting = not any(worker.state in {WorkerState.RUNNING, WorkerState.DRAINING} for worker in observed.workers)
         phase = Phase.PENDING if is_waiting and not observed.manifests else Phase.RUNNING
-        return _Goal(phase=phase, reason="Running", max_workers=spec.workers.count)
+        return _Goal(phase=phase, reason="Running", message=_waiting(observed), max_workers=spec.workers.count)
     opening = f"opening {memory.breaker.num_openings} of at most {policy.run_breaker.max_openings}"
     if state is BreakerState.HALF_OPEN:
         return _Goal(
@@ -221,6 +226,16 @@ def _goal(run: InferenceRun, plan: Plan, observed: Observed, memory: RunMemory, 
         message=f"no worker is started ({opening}): {memory.breaker.reason}",
         stops_idle=Intent.CIRCUIT_OPEN,
     )
+
+
+def _waiting(observed: Observed) -> str:
+    """Who has not started, and why; empty when nobody waits."""
+    reasons = Counter(worker.waits_for for worker in observed.workers if worker.waits_for)
+    if not reasons:
+        return ""
+    reason, number = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+    others = reasons.total() - number
+    return f"{number} worker(s) wait for {reason}" + (f"; {others} more for something else" if others else "")
 
 
 def _run_failure(
@@ -340,9 +355,10 @@ def _starts(
     occupied = {worker.slot for worker in live}
     avoid = nodes_to_avoid(memory.nodes, occupied={worker.node for worker in live}, now=now)
     slots = {item.slot: item for item in memory.slots}
+    memory_bytes = _memory_bytes(run, observed)
     starts: list[StartWorker] = []
     for number in range(run.spec.workers.count):
-        if len(starts) >= num_missing:
+        if len(starts) >= min(num_missing, MAX_STARTS):
             break
         slot = slots.get(number)
         if number in occupied or (slot is not None and slot.not_before is not None and slot.not_before > now):
@@ -355,9 +371,19 @@ def _starts(
                 attempt=attempt,
                 avoid_nodes=avoid,
                 checkpoint_every_s=checkpoint_every_s,
+                memory_bytes=memory_bytes,
             )
         )
     return tuple(starts)
+
+
+def _memory_bytes(run: InferenceRun, observed: Observed) -> int | None:
+    """Memory limit of whoever starts now: the most that a waiting shard needs, at least the spec's; None = no limit."""
+    limit = memory_limit(run.spec.workers.template)
+    if limit is None:
+        return None
+    waiting = (found for found in observed.manifests.values() if found.status is ShardStatus.PENDING)
+    return max(limit, max((found.hints.memory_bytes or 0 for found in waiting), default=0))
 
 
 def _checkpoint(run: InferenceRun, observed: Observed, memory: RunMemory) -> CheckpointStatus:

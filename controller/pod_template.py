@@ -18,6 +18,7 @@ from typing import Any
 from contract import names
 from contract.errors import SpecError
 from controller.api import Capacity, InferenceRun, Provider
+from controller.fields import parse_quantity
 from controller.strategic_merge import merged, mistakes
 
 MAX_LABEL_LENGTH = 63
@@ -98,6 +99,7 @@ def build_pod(
     service_account: str | None = None,
     avoid_nodes: Sequence[str] = (),
     is_on_demand: bool = False,
+    memory_bytes: int | None = None,
     run_labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The pod of the worker in `slot`.
@@ -116,6 +118,7 @@ def build_pod(
         service_account: None = the namespace's default.
         avoid_nodes: nodes whose breaker is open.
         is_on_demand: take on-demand capacity although the run prefers spot: it has been waiting for too long.
+        memory_bytes: the worker's memory limit, at least the template's; None = as the template says.
         run_labels: metadata.labels of the run; Kueue's (queue name, priority class) pass on to the pod.
 
     Raises:
@@ -167,6 +170,8 @@ def build_pod(
             },
         },
     )
+    if memory_bytes is not None:
+        _limit_memory(pod["spec"], memory_bytes)
     _constrain(pod["spec"], run, is_spot=is_spot, avoid_nodes=avoid_nodes)
     return pod
 
@@ -285,6 +290,17 @@ def _env(settings_json: str) -> list[dict[str, Any]]:
             )
         ),
     ]
+
+
+def _limit_memory(spec: dict[str, Any], memory_bytes: int) -> None:
+    """Raise the worker's memory limit, and its request where both are the same: it stays in its quality-of-service class."""
+    worker = next(item for item in spec["containers"] if item["name"] == names.CONTAINER_WORKER)
+    limits, requests = worker["resources"]["limits"], worker["resources"].get("requests") or {}
+    if parse_quantity(str(limits["memory"])) == memory_bytes:
+        return
+    if parse_quantity(str(requests.get("memory"))) == parse_quantity(str(limits["memory"])):
+        requests["memory"] = str(memory_bytes)
+    limits["memory"] = str(memory_bytes)
 
 
 def _constrain(spec: dict[str, Any], run: InferenceRun, *, is_spot: bool, avoid_nodes: Sequence[str]) -> None:

@@ -25,6 +25,13 @@ PATIENCE = timedelta(seconds=60)
 """How long a placed pod may wait for its image or its container before it counts as one that never starts. The kubelet
 tries again by itself in that time: a registry that hiccups must not cost a pod."""
 
+START_PATIENCE = timedelta(minutes=30)
+"""How long a placed pod may take until its container runs, though nothing is reported as wrong: images of ten gigabytes take
+minutes. A pull or a mount that hangs must not keep its place, and the node's GPU, for ever."""
+
+STUCK = timedelta(minutes=5)
+"""How long after its grace period a deleted pod may still be there before it is taken for one that nobody will end."""
+
 STRANGER = -1
 """Slot of a pod that belongs to an earlier resource of this name: it takes nobody's place, and may still hold shards."""
 
@@ -108,6 +115,8 @@ class PodFacts:
     """Whether the worker container runs."""
     is_gated: bool
     """Held back by a scheduling gate: its queue has not admitted it yet."""
+    unscheduled: str
+    """Why no node takes it, in the scheduler's words; empty = one does, or the scheduler has not looked yet."""
     deletion_at: datetime | None
     """`metadata.deletionTimestamp`: when its grace period is over."""
     waiting_reason: str
@@ -181,6 +190,7 @@ def read_pod(pod: Mapping[str, Any]) -> PodFacts:
         is_on_demand=labels.get(names.LABEL_CAPACITY) == names.CAPACITY_ON_DEMAND,
         is_running=bool(running),
         is_gated=bool(spec.get("schedulingGates")),
+        unscheduled=_text(scheduled.get("message")) if scheduled.get("status") == "False" else "",
         deletion_at=_instant(metadata.get("deletionTimestamp")),
         waiting_reason=_text(waiting.get("reason")),
         waiting_message=_text(waiting.get("message")),
@@ -284,13 +294,14 @@ def worker_view(pod: PodFacts, *, node: NodeFacts | None, run_uid: str, now: dat
         node=pod.node,
         state=state,
         started_at=pod.started_at,
+        waits_for=_waits_for(pod) if state is WorkerState.STARTING else "",
         is_on_demand=pod.is_on_demand,
         evidence=_evidence(pod, node) if state is WorkerState.ENDED else None,
     )
 
 
 def _worker_state(pod: PodFacts, node: NodeFacts | None, now: datetime) -> WorkerState:
-    if pod.is_deleted or pod.has_ended or _is_beyond_reach(pod, node):
+    if pod.is_deleted or pod.has_ended or _is_beyond_reach(pod, node, now):
         return WorkerState.ENDED
     if pod.deletion_at is not None:
         return WorkerState.DRAINING
@@ -299,21 +310,36 @@ def _worker_state(pod: PodFacts, node: NodeFacts | None, now: datetime) -> Worke
     return WorkerState.ENDED if _waits_in_vain(pod, now) else WorkerState.STARTING
 
 
-def _is_beyond_reach(pod: PodFacts, node: NodeFacts | None) -> bool:
+def _is_beyond_reach(pod: PodFacts, node: NodeFacts | None, now: datetime) -> bool:
     """Whether nobody can end it in good order any more: its node is gone, or is cut off while it ought to stop.
 
-    A cut-off node alone does not do: most come back, and the pod's tolerations decide how long to wait.
+    A cut-off node alone does not do: most come back, and the pod's tolerations decide how long to wait. Nor does a kubelet
+    that answers and does not end the pod (a device or a volume hangs) keep its place for ever. Should the worker still
+    run: it is fenced before its pod's object is removed.
     """
+    if pod.deletion_at is not None and now - pod.deletion_at >= STUCK:
+        return True
     if node is None:
         return pod.phase == "Unknown" and pod.deletion_at is not None
     return node.state is NodeState.GONE or (node.state is NodeState.NOT_READY and pod.deletion_at is not None)
 
 
+def _waits_for(pod: PodFacts) -> str:
+    if pod.is_gated:
+        return "its queue to admit it (scheduling gate)"
+    if not pod.node:
+        return f"a node: {pod.unscheduled}" if pod.unscheduled else "the scheduler"
+    reason = f"{pod.waiting_reason or 'ContainerCreating'} on {pod.node}"
+    return f"its container: {reason}" + (f": {pod.waiting_message}" if pod.waiting_message else "")
+
+
 def _waits_in_vain(pod: PodFacts, now: datetime) -> bool:
-    if pod.waiting_reason not in _WAITS_IN_VAIN:
-        return False
     waiting_since = pod.placed_at or pod.created_at
-    is_overdue = waiting_since is not None and now - waiting_since >= PATIENCE
+    waited = now - waiting_since if waiting_since is not None else timedelta(0)
+    if pod.waiting_reason not in _WAITS_IN_VAIN:
+        # While an init container runs, the worker waits for PodInitializing: that may take as long as it likes.
+        return pod.waiting_reason == "ContainerCreating" and waited >= START_PATIENCE
+    is_overdue = waited >= PATIENCE
     return is_overdue or classify(_evidence(pod, None)).is_permanent
 
 

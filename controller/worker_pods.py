@@ -40,6 +40,7 @@ class WorkerPods:
             worker_index=action.slot,
             num_workers=max(1, run.spec.workers.count),
             checkpoint_every_s=action.checkpoint_every_s,
+            memory_bytes=action.memory_bytes,
             grace_seconds=grace_period_s(run),
         )
         pod = build_pod(
@@ -56,6 +57,7 @@ class WorkerPods:
             service_account=tools.settings.worker_service_account or None,
             avoid_nodes=action.avoid_nodes,
             is_on_demand=is_on_demand,
+            memory_bytes=action.memory_bytes,
             run_labels=self._resource.current["metadata"].get("labels") or {},
         )
         try:

@@ -47,10 +47,12 @@ class Claims:
         *,
         worker_index: int,
         num_workers: int,
+        memory_bytes: int | None = None,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
         self._committer = committer
+        self._memory_bytes = memory_bytes
         self._plan = plan
         self._owner = owner
         self._order = claim_order(len(plan.shards), worker_index=worker_index, num_workers=num_workers)
@@ -95,6 +97,8 @@ class Claims:
         for number, current, etag in self._read_all([item for item in numbers if item not in self._final]):
             if current.is_final:
                 self._final.add(number)
+            elif self._is_beyond_memory(current):
+                continue  # the controller starts a larger worker for it
             elif manifest.is_claimable(current, self._now()):
                 held = self._claim_again(current, etag)
                 if held is not None:
@@ -102,6 +106,10 @@ class Claims:
             elif current.status is ShardStatus.PENDING and current.not_before is not None:
                 next_at = min(next_at, current.not_before) if next_at else current.not_before
         return NothingToClaim(next_at)
+
+    def _is_beyond_memory(self, current: ShardManifest) -> bool:
+        needed = current.hints.memory_bytes
+        return needed is not None and self._memory_bytes is not None and needed > self._memory_bytes
 
     def _read_all(self, numbers: list[int]) -> Iterator[tuple[int, ShardManifest, ETag]]:
         """The manifests of these shards, in this order, read a few ahead at once; ends when nobody asks on."""

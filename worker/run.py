@@ -84,6 +84,7 @@ class Worker:
             self.owner,
             worker_index=self.settings.worker_index,
             num_workers=self.settings.num_workers,
+            memory_bytes=self.settings.memory_bytes,
             now=self.now,
             new_id=self.new_id,
         )

@@ -11,11 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from contract.manifest import Hints
 from contract.names import CheckpointReason
 from contract.ranges import intersection
 from contract.settings import WorkerSettings
@@ -227,7 +226,8 @@ class ShardSession:
         now = self.clock()
         last = self._pending.last
         budget = self._isolator.fitting_tokens
-        hints = None if budget in (None, self._committed_budget) else Hints(token_budget=budget)
+        before = self.held.current.hints
+        hints = None if budget in (None, self._committed_budget) else replace(before, token_budget=budget)
         self.writer.submit(
             Job(
                 pending=self._pending,

@@ -152,6 +152,7 @@ ADJUSTMENTS: dict[str, dict[str, Any]] = {
 }
 NO_DEFAULT = {
     "spec.model.name": "it is required",
+    "spec.failurePolicy.maxMemory": "without it nothing is raised",
     "spec.checkpoint.everyRecords": "the profile decides",
     "spec.checkpoint.everySeconds": "the profile decides",
     "spec.checkpoint.everyBytes": "the profile decides",

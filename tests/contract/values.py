@@ -118,7 +118,7 @@ def full_manifest() -> ShardManifest:
         strikes=(Strike(first=10, next=12, count=2),),
         attempts=(attempt(), attempt(uid="uid-2", epoch=2)),
         restarts=Restarts(total=5, counted=3, by_class=(("SpotEviction", 2), ("Transient", 3)), streak=2),
-        hints=Hints(token_budget=2048),
+        hints=Hints(token_budget=2048, memory_bytes=2**33),
         claimed_at=NOW,
         completed_by=OWNER,
         not_before=NOW + timedelta(seconds=2),

@@ -66,6 +66,7 @@ FULL = {
         "maxQuarantinedRecords": None,
         "maxFailedShards": 2,
         "minTokensPerBatch": 64,
+        "maxMemory": "64Gi",
         "backoff": {"replaceSeconds": 0, "retrySeconds": 0.5},
         "nodeBreaker": {"score": 4},
         "runBreaker": {"probeSeconds": 0.5, "maxOpenings": 1},
@@ -111,6 +112,7 @@ def test_every_field_is_read() -> None:
     policy = spec.failure_policy
     assert (policy.max_shard_retries, policy.max_record_strikes, policy.max_unexplained_kills) == (0, 1, 7)
     assert (policy.max_quarantined_records, policy.max_failed_shards, policy.min_tokens_per_batch) == (None, 2, 64)
+    assert policy.max_memory_bytes == 64 * 2**30
     assert (policy.backoff.replace_s, policy.backoff.retry_s, policy.backoff.retry_cap_s) == (0, 0.5, 60)
     assert (policy.node_breaker.score, policy.node_breaker.avoid_s) == (4, 3600)
     assert (policy.run_breaker.probe_s, policy.run_breaker.max_openings, policy.run_breaker.failures) == (0.5, 1, 5)

@@ -269,6 +269,41 @@ def test_out_of_memory_halves_the_token_budget_down_to_a_floor(budget: int | Non
     assert _applied(manifest, _release(manifest, MEMORY)).hints.token_budget == expected
 
 
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed", "expected"),
+    [
+        (4 * GIB, 12 * GIB, [None, 8 * GIB, 12 * GIB]),
+        (4 * GIB, None, [None, None, None]),
+        (None, 12 * GIB, [None, None, None]),
+        (4 * GIB, 2 * GIB, [None, None, None]),
+    ],
+)
+def test_out_of_memory_again_raises_the_limit_up_to_the_allowed_one(
+    limit: int | None, allowed: int | None, expected: list[int | None]
+) -> None:
+    """Smaller batches are tried first; nothing is raised where there is no limit, or no more is allowed."""
+    manifest, found = make.held(), []
+    for _ in range(3):
+        action = release(
+            manifest,
+            _verdict(manifest, MEMORY, None),
+            flight=None,
+            policy=FailurePolicy(max_memory_bytes=allowed),
+            max_tokens_per_batch=1000,
+            memory_limit=limit,
+            now=make.later(50),
+            jitter=0.5,
+        )
+        released = _applied(manifest, action)
+        found.append(released.hints.memory_bytes)
+        manifest = make.taken(released, uid=f"uid-{released.epoch + 1}")
+
+    assert found == expected
+
+
 def test_other_deaths_leave_the_hints() -> None:
     """A budget that was found to fit is kept."""
     manifest = make.held()

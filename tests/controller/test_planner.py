@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from contract.manifest import ShardManifest, ShardStatus
+from contract.manifest import Hints, ShardManifest, ShardStatus
 from contract.names import ConditionType, FailureClass, Phase
 from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
 from controller.breaker import NodeBreaker, RunBreaker
 from controller.memory import RunMemory, Slot
-from controller.observed import Evidence, Intent, Observed, WorkerState
-from controller.planner import FOLLOW_UP_S, RESYNC_S, plan, worker_name
+from controller.observed import Evidence, Intent, NodeState, Observed, WorkerState
+from controller.planner import FOLLOW_UP_S, MAX_STARTS, RESYNC_S, plan, worker_name
 from tests import make
 
 EVICTED = Evidence(exit_code=143, ran_s=60)
@@ -793,3 +793,51 @@ def test_workers_on_demand_say_nothing_of_spot() -> None:
     third = _decide(make.observed(workers=(ended,)), memory=second.memory, now=make.later(3600))
 
     assert third.memory.eviction_rate.per_hour == 0.5
+
+
+# Memory, waiting, and a cluster that is unwell
+
+LIMITED = {"template": {"spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": "4Gi"}}}]}}}
+
+
+def test_workers_that_start_get_the_memory_that_a_waiting_shard_needs() -> None:
+    """Whoever starts while it waits; once it is held, others get the spec's again. Without a limit nothing is set."""
+    needy = replace(make.pending(), hints=Hints(memory_bytes=8 * 2**30))
+    run = make.run({"workers": {"count": 1, **LIMITED}})
+    waiting, held = make.observed(needy), make.observed(make.taken(needy, uid="other"), is_complete=False)
+
+    sizes = [
+        [item.memory_bytes for item in _decide(found, run=of).actions if isinstance(item, StartWorker)]
+        for found, of in ((waiting, run), (held, run), (waiting, make.run({"workers": {"count": 1}})))
+    ]
+    assert sizes == [[8 * 2**30], [4 * 2**30], [None]]
+
+
+def test_what_workers_wait_for_is_shown() -> None:
+    """The commonest reason, and that there are others; nothing is said while all run."""
+    waiting = [
+        replace(make.worker(slot, state=WorkerState.STARTING), waits_for=reason)
+        for slot, reason in enumerate(("a node: none", "a node: none", "the scheduler"))
+    ]
+    decision = _decide(make.observed(workers=tuple(waiting)), run=make.run({"workers": {"count": 3}}))
+    progressing = next(item for item in decision.status.conditions if item.type is ConditionType.PROGRESSING)
+
+    assert decision.status.message == "2 worker(s) wait for a node: none; 1 more for something else"
+    assert progressing.message == decision.status.message
+    assert _decide(make.observed(workers=(make.worker(),))).status.message == ""
+
+
+def test_many_nodes_gone_at_once() -> None:
+    """No breaker opens, nothing counts, and replacements come fifty at a time, spread over some seconds."""
+    run = make.run({"workers": {"count": 400}})
+    lost = Evidence(node_state=NodeState.GONE)
+    dead = tuple(make.worker(slot, node=f"node-{slot}", evidence=lost) for slot in range(400))
+    first = _decide(make.observed(workers=dead), run=run, num_shards=500)
+    gone = make.observed()
+    later = [_decide(gone, run=run, memory=first.memory, now=make.later(at), num_shards=500) for at in (0.1, 2, 6)]
+
+    assert first.status.phase in {Phase.PENDING, Phase.RUNNING}
+    assert (first.status.restarts.total, first.status.restarts.counted) == (400, 0)
+    assert 0 < len(_starts(later[0])) < 25
+    assert len(_starts(later[1])) == len(_starts(later[2])) == MAX_STARTS
+    assert later[2].requeue_after_s == FOLLOW_UP_S

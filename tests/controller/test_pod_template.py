@@ -472,3 +472,19 @@ def test_the_capacity_of_a_pod_is_on_its_label() -> None:
     ]
 
     assert [found.get(names.LABEL_CAPACITY) for found in labels] == ["spot", "onDemand", None]
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"limits": {"memory": "4Gi"}}, ("1Gi", "8589934592")),
+        ({"limits": {"memory": "4Gi"}, "requests": {"memory": "4Gi"}}, ("8589934592", "8589934592")),
+        ({"limits": {"memory": "8Gi"}}, ("1Gi", "8Gi")),
+    ],
+)
+def test_the_memory_limit_can_be_raised(resources: dict[str, Any], expected: tuple[str, str]) -> None:
+    """The request follows where it was the same; a limit that is high enough stays as it was written."""
+    template = {"spec": {"containers": [{"name": "worker", "resources": resources}]}}
+    found = pod({"template": template}, memory_bytes=8 * 2**30)["spec"]["containers"][0]["resources"]
+
+    assert (found["requests"]["memory"], found["limits"]["memory"]) == expected

@@ -146,12 +146,55 @@ def test_where_a_worker_stands(found: dict[str, Any], node: NodeFacts | None, ex
             WorkerState.STARTING,
         ),
         (waiting("CreateContainerError", "mount"), 30, WorkerState.ENDED),
-        (waiting("ContainerCreating"), 9999, WorkerState.STARTING),
+        (waiting("ContainerCreating"), 1700, WorkerState.STARTING),
+        (waiting("ContainerCreating"), 1800, WorkerState.ENDED),
+        (waiting("PodInitializing"), 9999, WorkerState.STARTING),
     ],
 )
 def test_a_pod_that_waits_in_vain_has_ended(state: dict[str, Any], after_s: float, expected: WorkerState) -> None:
     """What cannot mend ends at once; what may is left to the kubelet for a minute after the pod was placed."""
     assert view(pod("Pending", state=state), seconds=after_s).state is expected
+
+
+def test_a_start_that_hangs_speaks_against_the_node() -> None:
+    """A pull or a mount that does not come to an end is nobody's failure."""
+    found = view(pod("Pending", state=waiting("ContainerCreating")), seconds=1800)
+
+    assert classify(found.evidence).failure_class is FailureClass.NODE_REJECTED
+
+
+@pytest.mark.parametrize(("after_s", "expected"), [(290, WorkerState.DRAINING), (331, WorkerState.ENDED)])
+def test_a_deleted_pod_that_nobody_ends_gives_up_its_place(after_s: float, expected: WorkerState) -> None:
+    """Five minutes after its grace period, though its node answers; and nothing is charged for it."""
+    stuck = pod(state=running(), metadata={"deletionTimestamp": "2026-01-01T12:00:30Z"})
+    found = view(stuck, seconds=after_s)
+
+    assert found.state is expected
+    assert found.evidence is None or not classify(found.evidence).is_counted
+
+
+def unscheduled(message: str) -> dict[str, Any]:
+    """A pod that the scheduler has looked at in vain."""
+    found = pod("Pending", node=None)
+    found["status"]["conditions"].append({"type": "PodScheduled", "status": "False", "message": message})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (unscheduled("0/3 nodes are available"), "a node: 0/3 nodes are available"),
+        (pod("Pending", node=None), "the scheduler"),
+        ({**pod("Pending", node=None), "spec": {"schedulingGates": [{"name": "q"}]}}, "its queue"),
+        (pod("Pending"), "its container: ContainerCreating on node-a"),
+        (pod("Pending", state=waiting("ErrImagePull", "i/o timeout")), "its container: ErrImagePull on node-a: i/o"),
+        (pod(state=running()), ""),
+    ],
+)
+def test_what_a_worker_waits_for(found: dict[str, Any], expected: str) -> None:
+    """In the words of whoever keeps it waiting."""
+    assert view(found, seconds=-30).waits_for.startswith(expected)
+    assert bool(view(found, seconds=-30).waits_for) == bool(expected)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from contract import names, settings
-from controller.cluster import Object
+from contract import layout, manifest, names, settings
+from contract.manifest import Owner
+from contract.transitions import first_claim
+from controller.cluster import Object, core_path
 from controller.observed import Intent
 from tests.controller.bench import PODS, RUN, bench
 
@@ -157,5 +159,37 @@ def test_a_reconciler_ends_when_it_is_cancelled(tmp_path: Path) -> None:
             await asyncio.wait({work}, timeout=5)
 
             assert work.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_a_pod_that_hangs_on_a_dead_node_is_removed_once_it_is_fenced(tmp_path: Path) -> None:
+    """Its shard is released first: should it live on, it cannot commit. Then its object is deleted with no grace."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1}}) as found:
+            await found.until(lambda: found.pods, "a pod")
+            found.run_pod("run-0-0")
+            uid = found.pod("run-0-0")["metadata"]["uid"]
+            owner = Owner(pod="run-0-0", uid=uid, node="node-a")
+            plan = found.reconciler._opener.opened.plan
+            held = first_claim(plan.shards[0], generation=1, owner=owner, commit_id="claim", now=found.now)
+            key = layout.build_shard_key(1, 0)
+            found.store.put_create(key, manifest.to_json(held))
+            was_released: list[bool] = []
+
+            def watched(method: str, path: str) -> None:
+                if method == "DELETE":
+                    now = manifest.from_json(found.store.get(key).body, where=key)
+                    was_released.append(now.owner is None and now.restarts.counted == 0)
+
+            found.server.fault = watched
+            cut_off = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+            found.change(core_path("", "nodes", "node-a"), **cut_off)
+            metadata = {**found.pod("run-0-0")["metadata"], "deletionTimestamp": "2026-01-01T12:00:30Z"}
+            found.change(f"{PODS}/run-0-0", metadata=metadata)
+            await found.until(lambda: f"{PODS}/run-0-0" not in found.server.objects, "the pod to go")
+
+            assert was_released == [True]
 
     asyncio.run(scenario())

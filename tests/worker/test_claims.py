@@ -10,7 +10,7 @@ import pytest
 
 from contract import layout, manifest
 from contract.errors import Corrupt, Fenced, NewerFormat
-from contract.manifest import Failure, Owner, ShardManifest, ShardStatus
+from contract.manifest import Failure, Hints, Owner, ShardManifest, ShardStatus
 from contract.names import FailureClass
 from contract.store.errors import NotFound
 from contract.store.memory import MemoryStore
@@ -25,7 +25,14 @@ from worker.held_shard import HeldShard
 PLAN = plan(3)
 
 
-def claims_on(store: MemoryStore, *, owner: Owner = ME, worker_index: int = 0, num_workers: int = 1) -> Claims:
+def claims_on(
+    store: MemoryStore,
+    *,
+    owner: Owner = ME,
+    worker_index: int = 0,
+    num_workers: int = 1,
+    memory_bytes: int | None = None,
+) -> Claims:
     """A worker's view of the plan of three shards."""
     return Claims(
         impatient(store),
@@ -33,6 +40,7 @@ def claims_on(store: MemoryStore, *, owner: Owner = ME, worker_index: int = 0, n
         owner,
         worker_index=worker_index,
         num_workers=num_workers,
+        memory_bytes=memory_bytes,
         now=lambda: NOW,
         new_id=ids(owner.uid),
     )
@@ -386,3 +394,15 @@ def test_a_stale_release_changes_nothing() -> None:
     with pytest.raises(Fenced, match="held by rival"):
         give_back(held, failure_class=FailureClass.SPOT_EVICTION, evidence="", now=NOW)
     assert stored_manifest(store).owner == RIVAL
+
+
+@pytest.mark.parametrize(("memory_bytes", "is_taken"), [(None, True), (8, True), (7, False)])
+def test_a_shard_that_needs_more_memory_is_left_to_others(memory_bytes: int | None, *, is_taken: bool) -> None:
+    """Whoever has less would be killed over it once more; one without a known limit takes it."""
+    store = MemoryStore()
+    only_open(store, given_back(1, hints=Hints(memory_bytes=8)))
+
+    found = claims_on(store, memory_bytes=memory_bytes).claim_next()
+
+    assert isinstance(found, HeldShard) == is_taken
+    assert is_taken or found == NothingToClaim(None)
