@@ -94,6 +94,11 @@ def _remaining(run: RunFacts, _now: datetime) -> Values:
     return [] if left_s is None else [((), float(left_s))]
 
 
+def _checkpoint_interval(run: RunFacts, _now: datetime) -> Values:
+    every_s = (run.status.get("checkpoint") or {}).get("everySeconds")
+    return [((), float(every_s))] if every_s else []
+
+
 def _breaker(run: RunFacts, now: datetime) -> Values:
     return [] if run.phase in OVER else [((run_state(run.breaker, now).value,), 1.0)]
 
@@ -119,6 +124,11 @@ _SERIES = (
         "goodput_ratio",
         "Share of the held worker time that ended in committed checkpoints, 0 to 1.",
         lambda run, _: [((), run.number("goodput"))],
+    ),
+    _Series(
+        "checkpoint_interval_seconds",
+        "How often workers that start now write checkpoints; absent when unknown.",
+        _checkpoint_interval,
     ),
     _Series("shards", "Shards, by where they stand.", _shards, ("state",)),
     _Series(

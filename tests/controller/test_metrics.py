@@ -60,6 +60,7 @@ def test_what_the_status_says_is_shown() -> None:
             restarts={"total": 4, "counted": 1, "byClass": {"SpotEviction": 3, "Transient": 1}},
             quarantined=2,
             goodput="0.87",
+            checkpoint={"everySeconds": "42.5"},
         )
     )
 
@@ -68,6 +69,7 @@ def test_what_the_status_says_is_shown() -> None:
     assert (of_run(metrics, "records"), of_run(metrics, "quarantined_records")) == (70, 2)
     assert (of_run(metrics, "done_bytes"), of_run(metrics, "input_bytes")) == (700, 1000)
     assert (of_run(metrics, "remaining_seconds"), of_run(metrics, "goodput_ratio")) == (30, 0.87)
+    assert of_run(metrics, "checkpoint_interval_seconds") == 42.5
     assert {
         state: of_run(metrics, "shards", state=state) for state in ("pending", "running", "complete", "failed")
     } == {
@@ -92,6 +94,7 @@ def test_a_run_without_status_is_pending() -> None:
     assert of_run(metrics, "phase", phase="Pending") == 1
     assert of_run(metrics, "records") == 0
     assert of_run(metrics, "remaining_seconds") is None
+    assert of_run(metrics, "checkpoint_interval_seconds") is None
 
 
 def test_runs_are_counted_by_phase() -> None:
