@@ -24,7 +24,8 @@ from cli.output import (
     read_manifests,
     read_snapshots,
 )
-from cli.present import json_option, output_argument, print_json, size_text
+from cli.present import json_option, output_argument, print_json
+from cli.texts import size_text
 from contract.errors import SpecError
 from contract.layout import PROBE_PREFIX, build_data_prefix, build_generation_prefix, build_success_key, parse_data_key
 from contract.manifest import ShardManifest

@@ -20,7 +20,8 @@ import torch
 from cli.checkpoints import Rows, in_input_order, metadata_problems, read_checkpoint
 from cli.formats import FORMATS, Facts, Part, Writer
 from cli.output import Output, is_finished, open_output, read_manifests
-from cli.present import generation_option, json_option, output_argument, print_json, size_text
+from cli.present import generation_option, json_option, output_argument, print_json
+from cli.texts import size_text
 from contract.errors import Corrupt, SpecError
 from contract.manifest import Checkpoint, ShardManifest
 from contract.settings import RowKind

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.coordinator import Turn
-from cli.present import duration_text, printable
+from cli.texts import duration_text, printable
 from contract.manifest import ShardManifest
 from controller.status import RunStatus
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from cli.output import current_time, is_finished, open_output, read_manifests
-from cli.present import generation_option, json_option, output_argument, print_json, size_text
+from cli.present import generation_option, json_option, output_argument, print_json
 from cli.report_content import build_content
 from cli.report_page import build_page
+from cli.texts import size_text
 
 
 @click.command(name="report")

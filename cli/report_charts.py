@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from cli.present import duration_text, printable
 from cli.report_content import Bin, Ending, Holding, Lane, Point, ReportContent, ShardState, SizeBin
+from cli.texts import duration_text, printable
 
 WIDTH = 1000
 HEIGHT = 200

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 
-from cli.present import duration_text, size_text
 from cli.report_charts import (
     MARKS,
     axis_text,
@@ -36,6 +35,7 @@ from cli.report_content import (
     ShardState,
     Use,
 )
+from cli.texts import duration_text, size_text
 from contract.manifest import ShardStatus
 
 MAX_LANE_ROWS = 200

@@ -24,8 +24,9 @@ from cli.coordinator_lock import CoordinatorLock
 from cli.interrupts import Interrupts
 from cli.live import Panel, Plain, Silent
 from cli.output import current_time, new_commit_id
-from cli.present import duration_text, json_option, print_json, print_pairs
+from cli.present import json_option, print_json, print_pairs
 from cli.processes import ProcessTable
+from cli.texts import duration_text
 from contract import run_record
 from contract.errors import Fenced, GpuHardwareError, SpecError
 from contract.manifest import ShardManifest

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from cli.output import Manifests, current_time, open_output, read_manifests
-from cli.present import duration_text, generation_option, json_option, output_argument, print_json, print_table
+from cli.present import generation_option, json_option, output_argument, print_json, print_table
 from cli.status import is_stale, last_commit_at
+from cli.texts import duration_text
 from contract.manifest import ShardManifest, stamp
 from contract.plan import Shard
 from contract.ranges import count

@@ -10,15 +10,8 @@ from typing import Any
 import click
 
 from cli.output import Manifests, current_time, is_finished, open_output, read_manifests
-from cli.present import (
-    duration_text,
-    generation_option,
-    json_option,
-    output_argument,
-    print_json,
-    print_pairs,
-    size_text,
-)
+from cli.present import generation_option, json_option, output_argument, print_json, print_pairs
+from cli.texts import duration_text, size_text
 from contract.manifest import ShardManifest, ShardStatus
 from contract.names import Phase
 from contract.plan import Plan

@@ -21,7 +21,8 @@ from cli.output import (
     replace_manifest,
     withdraw_success,
 )
-from cli.present import generation_option, json_option, output_argument, print_json, printable, size_text
+from cli.present import generation_option, json_option, output_argument, print_json
+from cli.texts import printable, size_text
 from cli.verification import Report, verify
 from contract.plan import InputObject, Shard
 from contract.store.errors import Superseded

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cli.present import printable
+from cli.texts import printable
 
 _SHOWN_APART = frozenset({"time", "level", "message", "traceback"})
 _ALIKE = frozenset({"run", "generation", "pod", "node", "worker", "uid"})

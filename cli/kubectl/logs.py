@@ -108,7 +108,9 @@ def _follow(
                     reader = threading.Thread(target=_read, args=(access, pod, saying(pod), tail), daemon=True)
                     threads[pod.uid] = reader
                     reader.start()
-            if is_over and not any(thread.is_alive() for thread in threads.values()):
+            if is_over:
+                for thread in threads.values():
+                    thread.join()
                 return
         time.sleep(FOLLOW_S)
 

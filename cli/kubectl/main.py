@@ -16,6 +16,7 @@ COMMANDS = {
     "status": "One screen: phase, progress, workers, conditions, last failures.",
     "watch": "The same, live.",
     "logs": "What its workers say.",
+    "doctor": "Why a run does not progress, and what mends it; without NAME: is the operator well?",
     "suspend": "Drain all workers; what is done stays done.",
     "resume": "Go on after suspend.",
     "scale": "Change the number of workers.",

@@ -11,7 +11,8 @@ from cli.kubectl.on_store import explained
 from cli.kubectl.options import Access, cluster_options, run_argument
 from cli.kubectl.runs import find_run, output_uri
 from cli.output import is_finished, open_output, read_manifests
-from cli.present import json_option, print_json, print_pairs, size_text
+from cli.present import json_option, print_json, print_pairs
+from cli.texts import size_text
 from contract.layout import build_data_prefix, build_index_key
 from contract.manifest import ShardManifest, ShardStatus
 from contract.ranges import count

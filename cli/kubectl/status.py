@@ -14,7 +14,8 @@ from cli.kubectl.runs import find_run, output_uri, pods_of
 from cli.kubectl.shard_watch import ShardWatch
 from cli.kubectl.workers import COLUMNS, WorkerRow, worker_rows
 from cli.output import current_time
-from cli.present import duration_text, json_option, print_json, print_pairs, print_table, size_text
+from cli.present import json_option, print_json, print_pairs, print_table
+from cli.texts import duration_text, size_text
 from contract.manifest import parse_stamp
 from controller.pods import read_pod
 

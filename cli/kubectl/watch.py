@@ -20,7 +20,8 @@ from cli.kubectl.shard_watch import ShardWatch
 from cli.kubectl.status import phase_text, status_fields, worker_cells
 from cli.kubectl.workers import COLUMNS, WorkerRow, worker_rows
 from cli.output import current_time
-from cli.present import duration_text, print_json, printable
+from cli.present import print_json
+from cli.texts import duration_text, printable
 from contract.names import Phase
 from controller.pods import read_pod
 

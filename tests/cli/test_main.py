@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import COMMANDS, main
-from cli.present import duration_text, print_pairs, print_table, printable, size_text
+from cli.present import print_pairs, print_table
+from cli.texts import duration_text, printable, size_text
 from tests.cli.outputs import make_output, run
 
 

@@ -26,10 +26,58 @@ CREATED = "2026-03-01T11:00:00Z"
 
 
 @dataclass
+class Server(ApiServer):
+    """With what the plug-in asks beyond a controller: the scale subresource, labels, rights, who is not there."""
+
+    denied: frozenset[str] = frozenset()
+    """`patch inferenceruns` and the like: what a review of the user's rights says no to."""
+
+    async def usual(self, request: web.Request) -> web.StreamResponse:
+        """Any request."""
+        path, method = request.path, request.method
+        if method == "PATCH" and path.endswith("/scale"):
+            replicas = json.loads(await request.text())["spec"]["replicas"]
+            found = self.objects[path.removesuffix("/scale")]
+            spec = {**found["spec"], "workers": {**found["spec"]["workers"], "count": replicas}}
+            generation = found["metadata"]["generation"] + 1
+            metadata = {**found["metadata"], "generation": generation}
+            return web.json_response(
+                self.put(path.removesuffix("/scale"), {**found, "metadata": metadata, "spec": spec})
+            )
+        if method == "POST" and path.endswith("/selfsubjectaccessreviews"):
+            attributes = json.loads(await request.text())["spec"]["resourceAttributes"]
+            what = "/".join(filter(None, (attributes["resource"], attributes.get("subresource"))))
+            return web.json_response(
+                {"status": {"allowed": f"{attributes['verb']} {what}" not in self.denied}}, status=201
+            )
+        if method == "GET" and path.rpartition("/")[2] in {"leases", "deployments"}:
+            root, _, kind = path.rpartition("/")
+            items = [
+                item
+                for item in self.of_kind(kind)
+                if "/namespaces/" not in root or root.endswith(f"/{item['metadata']['namespace']}")
+            ]
+            return web.json_response({"items": items, "metadata": {}})
+        if method == "GET" and path.startswith(RUNS) and path != RUNS and path not in self.objects:
+            name = path.rpartition("/")[2]
+            return refusal(404, "NotFound", f'inferenceruns.inferencerun.dev "{name}" not found')
+        answered = await super().usual(request)
+        selector = request.query.get("labelSelector")
+        if method == "GET" and selector and isinstance(answered, web.Response) and answered.text:
+            name, _, value = selector.partition("=")
+            body = json.loads(answered.text)
+            body["items"] = [
+                item for item in body["items"] if (item["metadata"].get("labels") or {}).get(name) == value
+            ]
+            return web.json_response(body)
+        return answered
+
+
+@dataclass
 class FakeCluster:
     """The server, and how to reach it."""
 
-    server: ApiServer
+    server: Server
     kubeconfig: Path
 
     def run(self, *arguments: str | Path) -> Result:
@@ -108,43 +156,15 @@ class FakeCluster:
         )
 
 
-class _Server(ApiServer):
-    """With what the plug-in asks beyond a controller: the scale subresource, labels, who is not there."""
-
-    async def usual(self, request: web.Request) -> web.StreamResponse:
-        path, method = request.path, request.method
-        if method == "PATCH" and path.endswith("/scale"):
-            replicas = json.loads(await request.text())["spec"]["replicas"]
-            found = self.objects[path.removesuffix("/scale")]
-            spec = {**found["spec"], "workers": {**found["spec"]["workers"], "count": replicas}}
-            generation = found["metadata"]["generation"] + 1
-            metadata = {**found["metadata"], "generation": generation}
-            return web.json_response(
-                self.put(path.removesuffix("/scale"), {**found, "metadata": metadata, "spec": spec})
-            )
-        if method == "GET" and path.startswith(RUNS) and path != RUNS and path not in self.objects:
-            name = path.rpartition("/")[2]
-            return refusal(404, "NotFound", f'inferenceruns.inferencerun.dev "{name}" not found')
-        answered = await super().usual(request)
-        selector = request.query.get("labelSelector")
-        if method == "GET" and selector and isinstance(answered, web.Response) and answered.text:
-            name, _, value = selector.partition("=")
-            body = json.loads(answered.text)
-            body["items"] = [
-                item for item in body["items"] if (item["metadata"].get("labels") or {}).get(name) == value
-            ]
-            return web.json_response(body)
-        return answered
-
-
 @contextmanager
 def fake_cluster(directory: Path) -> Iterator[FakeCluster]:
     """A cluster on loopback, without anything in it."""
-    ready: list[ApiServer] = []
+    ready: list[Server] = []
     is_up, loop = threading.Event(), asyncio.new_event_loop()
 
     async def work() -> None:
-        async with serving(_Server()) as server:
+        server = Server()
+        async with serving(server):
             ready.append(server)
             is_up.set()
             await stopped.wait()

@@ -1,0 +1,137 @@
+"""Findings about the run as it is written: refused, suspended, over; its store and input. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cli.kubectl.diagnosis.finding import Finding, Severity, failure_text
+from cli.kubectl.diagnosis.trouble import quarantine
+from cli.kubectl.facts import Facts, Run
+from cli.texts import duration_text
+from contract.names import ConditionType
+
+SKEW_S = 300.0
+"""S3 refuses requests whose time is off by 15 minutes; by a third of that, something is wrong with a clock.
+Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)"""
+
+
+def ended(run: Run) -> Iterator[Finding]:
+    """A run that is over: why it failed, or what is left open."""
+    failed = run.conditions.get(ConditionType.FAILED)
+    if run.phase == "Failed":
+        reason = failed.reason if failed is not None else ""
+        message = (failed.message if failed is not None else "") or run.message
+        yield Finding(
+            code=f"Failed{reason}",
+            severity=Severity.STOPS,
+            summary="The run has given up; what is committed stays.",
+            evidence=" | ".join(filter(None, [message, failure_text(run.last_failures)])),
+            fix=_FAILED_FIXES.get(
+                reason, "kubectl inferencerun failures {0} -n {1}; mend it, then kubectl inferencerun retry {0} -n {1}"
+            ).format(run.name, run.namespace),
+        )
+    if run.num_quarantined and run.phase == "Succeeded":
+        yield quarantine(run)
+
+
+_FAILED_FIXES = {
+    "DeadlineExceeded": 'kubectl patch irun {0} -n {1} --type merge -p \'{{"spec":{{"activeDeadlineSeconds":null}}}}\'',
+    "TooManyQuarantined": "kubectl inferencerun quarantine {0} -n {1}; mend the model, or raise "
+    "failurePolicy.maxQuarantinedRecords; then kubectl inferencerun retry {0} -n {1} --quarantined",
+}
+
+
+def suspended(run: Run) -> Finding:
+    """The run is suspended."""
+    return Finding(
+        code="Suspended",
+        severity=Severity.STOPS,
+        summary="The run is suspended: no worker is started.",
+        evidence="spec.suspend is true" + (f"; its queue {run.queue!r} may have set it" if run.queue else ""),
+        fix=f"kubectl inferencerun resume {run.name} -n {run.namespace}",
+    )
+
+
+def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
+    """What the controller refuses, and a deletion that waits."""
+    accepted, planned = run.conditions.get(ConditionType.ACCEPTED), run.conditions.get(ConditionType.PLANNED)
+    if accepted is not None and accepted.status == "False":
+        yield Finding(
+            code=f"NotAccepted{accepted.reason}",
+            severity=Severity.STOPS,
+            summary="The controller does not accept the run as it is written.",
+            evidence=accepted.message,
+            fix=_ACCEPTED_FIXES.get(accepted.reason, "kubectl edit irun {0} -n {1}").format(run.name, run.namespace),
+        )
+    if planned is not None and planned.status == "False" and planned.reason not in {"", "Planning", "Planned"}:
+        yield Finding(
+            code=f"NotPlanned{planned.reason}",
+            severity=Severity.STOPS,
+            summary="The controller cannot use the run's store or input.",
+            evidence=planned.message,
+            fix=_PLANNED_FIXES.get(
+                planned.reason, "mend what the message names; the controller looks again within a minute"
+            ),
+        )
+    if run.is_deleting:
+        yield Finding(
+            code="Deleting",
+            severity=Severity.STOPS,
+            summary=f"The run is being deleted: it goes once its {len(facts.pods or ())} pod(s) have drained.",
+            evidence="",
+            fix="wait; what is committed stays, and the same run applied again goes on from there",
+        )
+
+
+_ACCEPTED_FIXES = {
+    "Immutable": "make another run: kubectl get irun {0} -n {1} -o yaml, with a new name and output",
+    "IncompatibleRun": "choose another spec.output.uri, or set spec.resume: Restart to open a new generation there",
+    "OutputInUse": "wait for the other run, delete it, or choose another spec.output.uri in a new run",
+}
+
+
+_PLANNED_FIXES = {
+    "AccessDenied": "give the controller the right to the store: controller.serviceAccount.annotations or "
+    "controller.envFrom of the chart; workers need the same",
+    "UnsuitableStore": "use a store that honours conditional puts",
+    "StoreUnavailable": "check that the store's endpoint can be reached from the controller's pod (AWS_ENDPOINT_URL_S3)",
+}
+
+
+def store(facts: Facts, run: Run) -> Iterator[Finding]:
+    """The store as the user's own credentials show it: whoever asks, an unsuitable store or a missing input is one."""
+    store = facts.store
+    if store is None:
+        return
+    if store.is_unsuitable:
+        yield Finding(
+            code="StoreUnsuitable",
+            severity=Severity.STOPS,
+            summary="The store does not honour conditions on writes, so workers could overwrite each other.",
+            evidence=store.problem,
+            fix="use another store for spec.output.uri",
+        )
+    elif store.problem:
+        yield Finding(
+            code="StoreUnseen",
+            severity=Severity.NOTE,
+            summary="The store could not be looked at with your own credentials; the workers have others.",
+            evidence=store.problem,
+            fix="set AWS_PROFILE, or run doctor where the store can be reached, to have it looked at",
+        )
+    if store.input_problem and run.num_shards == 0:
+        yield Finding(
+            code="InputMissing",
+            severity=Severity.STOPS,
+            summary="The input cannot be listed.",
+            evidence=store.input_problem,
+            fix="correct spec.input.uris in a new run, or put the objects there",
+        )
+    if store.skew_s is not None and abs(store.skew_s) > SKEW_S:
+        yield Finding(
+            code="ClockSkew",
+            severity=Severity.HINDERS,
+            summary="The store's clock and this machine's differ; a store refuses signatures that are off by much.",
+            evidence=f"the store is {duration_text(abs(store.skew_s))} {'ahead' if store.skew_s > 0 else 'behind'}",
+            fix="set the clock by NTP here, and look whether the nodes' clocks are right",
+        )

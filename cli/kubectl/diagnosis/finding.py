@@ -1,0 +1,66 @@
+"""What a finding is, and the words that several of them use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from cli.kubectl.facts import Event, Failure
+
+RECENT = timedelta(minutes=15)
+"""How long an event or a failure explains what is seen now."""
+
+
+class Severity(StrEnum):
+    """What a finding means for the run."""
+
+    STOPS = "stops"
+    """The run does not go on because of it."""
+    HINDERS = "hinders"
+    """It goes on, but worse than it could."""
+    NOTE = "note"
+    """Worth knowing; nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing found."""
+
+    code: str
+    """CamelCase, for programs."""
+    severity: Severity
+    summary: str
+    """What is wrong, in a sentence."""
+    evidence: str
+    """What was seen; empty when the summary says it all."""
+    fix: str
+    """The command that mends it, or what to do."""
+
+
+def recent(events: Sequence[Event] | None, now: datetime) -> list[Event]:
+    """Events that may still explain something, oldest first."""
+    found = [item for item in events or () if item.at is not None and now - item.at <= RECENT]
+    return sorted(found, key=lambda item: item.at or now)
+
+
+def failure_text(failures: Sequence[Failure]) -> str:
+    """The newest, with its advice."""
+    if not failures:
+        return ""
+    last = failures[-1]
+    place = f" on {last.node}" if last.node else ""
+    advice = f"; {last.advice}" if last.advice else ""
+    return f"last failure: {last.failure_class}, {last.pod}{place}: {last.evidence}{advice}"
+
+
+def few(names: Iterable[str]) -> str:
+    """At most three of them."""
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def age_s(at: datetime, now: datetime) -> float:
+    """Seconds since `at`; 0 when it lies ahead, as it may between two clocks."""
+    return max(0.0, (now - at).total_seconds())

@@ -1,0 +1,272 @@
+"""Everything that `doctor` looks at, fetched: the API, then the store. What may not be looked at is noted, no error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cli.kubectl import facts
+from cli.kubectl.api import CRD_NAME, Api, ApiRefused, Forbidden, Object, ObjectMissing, core_path, group_path
+from cli.kubectl.facts import Definition, Deployment, Event, Facts, HeldShard, Lease, Node, Pod, Store
+from cli.kubectl.options import Access
+from cli.kubectl.runs import find_run, output_uri, pods_of
+from cli.output import current_time, new_commit_id, open_output, read_manifests
+from cli.status import is_stale, last_commit_at
+from contract.errors import InferenceRunError, SpecError
+from contract.layout import PROBE_PREFIX, RUN_KEY
+from contract.manifest import ShardManifest, ShardStatus
+from contract.names import API_GROUP, API_VERSION
+from contract.store.errors import StoreError, UnsuitableStore
+from contract.store.inputs import list_inputs
+from contract.store.open import open_store
+from contract.store.probe import probe
+from contract.store.protocol import ObjectStore
+
+STORE_PATIENCE_S = 20.0
+"""A store that has not answered by then is not looked at."""
+OPERATOR = "inferencerun"
+"""In the name of each Lease and Deployment of the operator, unless the chart's fullnameOverride says otherwise."""
+OPERATOR_NAMESPACES = ("inferencerun", "inferencerun-operator", "default")
+"""Where to look when the whole cluster may not be looked at."""
+_RIGHTS = (
+    ("patch", API_GROUP, "inferenceruns", ""),
+    ("patch", API_GROUP, "inferenceruns", "scale"),
+    ("list", "", "pods", ""),
+    ("get", "", "pods", "log"),
+    ("list", "", "events", ""),
+)
+"""(verb, group, resource, subresource) that the plug-in's commands need."""
+
+T = TypeVar("T")
+
+
+def gather(access: Access, run_name: str | None, *, operator_namespace: str | None, with_store: bool) -> Facts:
+    """All facts about a run (None: about the installation alone).
+
+    Args:
+        access: the cluster, and the run's namespace.
+        run_name: of the run.
+        operator_namespace: where the controllers are; None = look for them.
+        with_store: look at the store, too. Writes scratch objects under the output's `.probe/` and removes them.
+
+    Raises:
+        SpecError: no such run.
+    """
+    look = _Looks(access, operator_namespace)
+    definition = look.definition()
+    if definition is not None and not definition.is_served:
+        return Facts(now=current_time(), definition=definition)
+    run = None if run_name is None else find_run(access, run_name)
+    common: dict[str, Any] = {
+        "definition": definition,
+        "leases": look.leases(),
+        "deployments": look.deployments(),
+        "denied": look.denied(),
+    }
+    if run is None:
+        return Facts(now=current_time(), **common, unseen=tuple(look.unseen))
+    parsed = facts.read_run(run)
+    pods = look.pods(run)
+    events = look.events(run, pods)
+    store = _within(STORE_PATIENCE_S, lambda: look_at_store(run)) if with_store and not parsed.is_over else None
+    return Facts(
+        now=current_time(),
+        **common,
+        run=parsed,
+        pods=pods,
+        nodes=look.nodes(),
+        events=events,
+        store=store,
+        unseen=tuple(look.unseen),
+    )
+
+
+class _Looks:
+    """Looks at the API, each with leave to fail."""
+
+    def __init__(self, access: Access, operator_namespace: str | None) -> None:
+        self._access = access
+        self._api: Api = access.api
+        self._operator_namespace = operator_namespace
+        self.unseen: list[str] = []
+
+    def definition(self) -> Definition | None:
+        """The definition; who may not read it still sees whether the kind is served."""
+        try:
+            return facts.read_definition(
+                self._api.get(group_path("apiextensions.k8s.io/v1", "", "customresourcedefinitions", CRD_NAME))
+            )
+        except ObjectMissing:
+            return Definition(is_served=False)
+        except Forbidden:
+            pass
+        try:
+            self._api.get(f"/apis/{API_GROUP}/{API_VERSION}")
+        except ObjectMissing:
+            return Definition(is_served=False)
+        except ApiRefused as error:
+            self._note("the definition", error)
+            return None
+        return Definition()
+
+    def leases(self) -> tuple[Lease, ...] | None:
+        """Leases of controllers."""
+        found = self._operators("the controllers' Lease", "coordination.k8s.io/v1", "leases")
+        return None if found is None else tuple(map(facts.read_lease, found))
+
+    def deployments(self) -> tuple[Deployment, ...] | None:
+        """Deployments of controllers."""
+        found = self._operators("the controllers' Deployment", "apps/v1", "deployments")
+        return None if found is None else tuple(map(facts.read_deployment, found))
+
+    def _operators(self, what: str, group: str, kind: str) -> list[Object] | None:
+        """Objects of the operator, in the whole cluster if that may be looked at, else where it usually is."""
+        named, problem = self._operator_namespace, None
+        is_any_seen = False
+        found: list[Object] = []
+        for namespace in (named,) if named else ("", *dict.fromkeys((*OPERATOR_NAMESPACES, self._access.namespace))):
+            try:
+                listed = self._api.list_all(group_path(group, namespace, kind))
+            except ApiRefused as error:
+                problem = problem or error
+                continue
+            is_any_seen = True
+            found += [item for item in listed if named or OPERATOR in item["metadata"]["name"]]
+            if not namespace:
+                return found
+        if found or (named and is_any_seen):
+            return found
+        if problem is not None:
+            self._note(what, problem)
+            return None
+        return found
+
+    def denied(self) -> tuple[str, ...]:
+        """What the user may not do."""
+        refused = []
+        for verb, group, resource, subresource in _RIGHTS:
+            attributes = {"namespace": self._access.namespace, "verb": verb, "group": group, "resource": resource}
+            if subresource:
+                attributes["subresource"] = subresource
+            review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+            body = {**review, "spec": {"resourceAttributes": attributes}}
+            try:
+                answer = self._api.create(group_path("authorization.k8s.io/v1", "", "selfsubjectaccessreviews"), body)
+            except ApiRefused as error:
+                self._note("your rights", error)
+                break
+            if not (answer.get("status") or {}).get("allowed"):
+                refused.append(f"{verb} {resource}{'/' if subresource else ''}{subresource}")
+        return tuple(refused)
+
+    def pods(self, run: Object) -> tuple[Pod, ...] | None:
+        """The run's worker pods."""
+        found = self._try("pods", lambda: pods_of(self._access, run))
+        return None if found is None else tuple(map(facts.read_pod, found))
+
+    def nodes(self) -> tuple[Node, ...] | None:
+        """All nodes."""
+        found = self._try("nodes", lambda: self._api.list_all(core_path("", "nodes")))
+        return None if found is None else tuple(map(facts.read_node, found))
+
+    def events(self, run: Object, pods: tuple[Pod, ...] | None) -> tuple[Event, ...] | None:
+        """Events of the run and of its pods."""
+        path = core_path(self._access.namespace, "events")
+        name = run["metadata"]["name"]
+        of_run = self._try("events", lambda: self._api.list_all(path, fieldSelector=f"involvedObject.name={name}"))
+        if of_run is None:
+            return None
+        of_pods = self._try("events", lambda: self._api.list_all(path, fieldSelector="involvedObject.kind=Pod")) or []
+        names = {name, *(pod.name for pod in pods or ())}
+        return tuple(item for item in map(facts.read_event, (*of_run, *of_pods)) if item.of in names)
+
+    def _try(self, what: str, look: Callable[[], T]) -> T | None:
+        try:
+            return look()
+        except ApiRefused as error:
+            self._note(what, error)
+            return None
+
+    def _note(self, what: str, error: ApiRefused) -> None:
+        self.unseen.append(f"{what}: {error}")
+
+
+def look_at_store(run: Object) -> Store:
+    """The output's store, and the input, with the user's own credentials."""
+    try:
+        uri = output_uri(run)
+        if uri.startswith("file:") and not Path(uri.removeprefix("file://")).is_dir():
+            return Store(problem=f"{uri} is a path in the worker pods")
+        store = open_store(uri)
+        has_begun = any(item.key == RUN_KEY for item in store.list(RUN_KEY))
+        skew_s = None
+        if not uri.startswith("file:"):
+            nonce = new_commit_id()
+            probe(store, nonce=nonce)
+            skew_s = clock_skew_s(store, nonce)
+        if not has_begun:
+            return Store(skew_s=skew_s, input_problem=_input_problem(run))
+        output = open_output(uri)
+        manifests = read_manifests(output).readable if output.stored_plan is not None else ()
+    except UnsuitableStore as error:
+        return Store(problem=str(error), is_unsuitable=True)
+    except InferenceRunError as error:
+        return Store(problem=str(error))
+    now = current_time()
+    waits = [
+        item.not_before for item in manifests if item.status is ShardStatus.PENDING and item.not_before is not None
+    ]
+    waits = [at for at in waits if at > now]
+    return Store(
+        skew_s=skew_s,
+        held=tuple(_held(item, now) for item in manifests if item.owner is not None),
+        num_waiting_shards=len(waits),
+        next_claim_at=min(waits, default=None),
+    )
+
+
+def clock_skew_s(store: ObjectStore, nonce: str) -> float | None:
+    """By how much the store's clock is ahead of this machine's; None when it does not list what was just put."""
+    key = f"{PROBE_PREFIX}{nonce}/clock"
+    store.put_overwrite(key, b"what time is it?")
+    now = current_time()
+    try:
+        listed = next((item for item in store.list(key) if item.key == key), None)
+    finally:
+        store.delete(key)
+    return None if listed is None else (listed.modified_at - now).total_seconds()
+
+
+def _input_problem(run: Object) -> str:
+    uris = ((run.get("spec") or {}).get("input") or {}).get("uris") or []
+    try:
+        list_inputs(uris, shard_bytes=1 << 62)  # no object is so large that it would have to be looked into
+    except SpecError as error:
+        return str(error)
+    except StoreError:
+        return ""  # with the user's own credentials: that says nothing of the controller's
+    return ""
+
+
+def _held(manifest: ShardManifest, now: datetime) -> HeldShard:
+    assert manifest.owner is not None, "asked for before"
+    seen_at = last_commit_at(manifest)
+    return HeldShard(
+        shard=manifest.shard,
+        pod=manifest.owner.pod,
+        node=manifest.owner.node,
+        silent_s=0.0 if seen_at is None else (now - seen_at).total_seconds(),
+        is_stale=is_stale(manifest, now),
+    )
+
+
+def _within(seconds: float, look: Callable[[], Store]) -> Store:
+    """What `look` gives, or that it took too long: a store behind a firewall answers nothing for minutes."""
+    found: list[Store] = []
+    thread = threading.Thread(target=lambda: found.append(look()), name="store", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else Store(problem=f"it has not answered within {seconds:g} s")

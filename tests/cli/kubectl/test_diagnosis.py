@@ -1,0 +1,646 @@
+"""Tests of `diagnose`: for each thing that can be wrong the facts that show it, the sentence, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from cli.kubectl.diagnosis.diagnose import diagnose
+from cli.kubectl.diagnosis.finding import Finding, Severity
+from cli.kubectl.facts import (
+    Condition,
+    Definition,
+    Deployment,
+    Event,
+    Facts,
+    Failure,
+    HeldShard,
+    Lease,
+    Node,
+    Pod,
+    Run,
+    Store,
+)
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ALIVE = Lease(namespace="op", name="inferencerun-operator", holder="ctl-0", renewed_at=NOW, duration_s=15)
+GPU_NODE = Node(name="node-a", allocatable={"nvidia.com/gpu": "4"}, labels={"pool": "gpu"})
+OPERATOR = Deployment(namespace="op", name="inferencerun-operator", wanted=2, ready=0)
+
+
+def ago(seconds: float) -> datetime:
+    """An instant before NOW."""
+    return NOW - timedelta(seconds=seconds)
+
+
+def make_run(**changes: Any) -> Run:
+    """A run at work, two hours old, of which all is well."""
+    ordinary = Run(
+        name="swissprot",
+        namespace="proteins",
+        created_at=ago(7200),
+        output_uri="s3://bucket/out",
+        observed_generation=1,
+        count=2,
+        phase="Running",
+        desired=2,
+        active=2,
+        ready=2,
+        num_shards=8,
+        goodput=0.9,
+    )
+    return replace(ordinary, **changes)
+
+
+def make_facts(run: Run | None = None, **changes: Any) -> Facts:
+    """Facts of which nothing is wrong, but for the changes."""
+    ordinary = Facts(
+        now=NOW,
+        definition=Definition(),
+        leases=(ALIVE,),
+        deployments=(replace(OPERATOR, ready=2),),
+        run=run or make_run(),
+        pods=(make_pod(),),
+        nodes=(GPU_NODE,),
+        events=(),
+        store=Store(),
+    )
+    return replace(ordinary, **changes)
+
+
+def make_pod(**changes: Any) -> Pod:
+    """A worker that runs."""
+    return replace(
+        Pod(name="swissprot-0-0", created_at=ago(600), node="node-a", is_running=True, image="worker:1"), **changes
+    )
+
+
+def unplaced(message: str, **changes: Any) -> Pod:
+    """A worker that the scheduler finds no node for."""
+    return make_pod(node="", is_running=False, is_refused_by_scheduler=True, scheduler_message=message, **changes)
+
+
+def waiting(reason: str, message: str = "", **changes: Any) -> Pod:
+    """A worker whose container does not start."""
+    return make_pod(is_running=False, waiting_reason=reason, waiting_message=message, **changes)
+
+
+def refusal(message: str) -> Event:
+    """What the controller says when it cannot create a pod."""
+    return Event(of="swissprot", reason="FailedCreate", message=f"pod x cannot be created: {message}", at=ago(30))
+
+
+def condition(kind: str, status: str, reason: str, message: str = "why") -> dict[str, Condition]:
+    """One condition."""
+    return {kind: Condition(status=status, reason=reason, message=message, at=ago(60))}
+
+
+def failure(kind: str = "OutOfMemory", at: datetime | None = None) -> Failure:
+    """One of the last failures."""
+    return Failure(
+        at=at or ago(60),
+        pod="swissprot-1-3",
+        node="node-b",
+        failure_class=kind,
+        evidence="OOMKilled",
+        advice="more memory",
+    )
+
+
+IDLE = make_run(active=0, ready=0)
+HALF = make_run(active=1, ready=1)
+
+CASES: dict[str, tuple[Facts, str, Severity, str]] = {
+    "definition missing": (
+        Facts(now=NOW, definition=Definition(is_served=False)),
+        "NotInstalled",
+        Severity.STOPS,
+        "helm upgrade --install",
+    ),
+    "definition old": (
+        make_facts(definition=Definition(missing=frozenset({"spec.checkpoint"}))),
+        "DefinitionOld",
+        Severity.HINDERS,
+        "spec.checkpoint",
+    ),
+    "no lease": (make_facts(leases=()), "ControllerDown", Severity.STOPS, "no Lease of a controller exists"),
+    "lease old": (
+        make_facts(leases=(replace(ALIVE, renewed_at=ago(600)),), deployments=(OPERATOR,)),
+        "ControllerDown",
+        Severity.STOPS,
+        "Lease op/inferencerun-operator of ctl-0 was renewed 10 min 00 s ago; Deployment op/inferencerun-operator: 0 of 2",
+    ),
+    "lease given up": (
+        make_facts(leases=(replace(ALIVE, holder=""),), deployments=(replace(OPERATOR, wanted=0),)),
+        "ControllerDown",
+        Severity.STOPS,
+        "kubectl scale -n op deployment/inferencerun-operator --replicas 2",
+    ),
+    "lease not to be seen": (
+        make_facts(make_run(observed_generation=None), leases=None, deployments=None),
+        "NobodyLooks",
+        Severity.STOPS,
+        "its status is empty",
+    ),
+    "controller of another namespace": (
+        make_facts(make_run(observed_generation=None)),
+        "ControllerBlind",
+        Severity.STOPS,
+        "controller.watchNamespace",
+    ),
+    "controller fails": (
+        make_facts(make_run(conditions=condition("Progressing", "Unknown", "ControllerError", "KeyError('x')"))),
+        "ControllerError",
+        Severity.STOPS,
+        "KeyError('x')",
+    ),
+    "rights": (
+        make_facts(denied=("patch inferenceruns",)),
+        "YouMayNot",
+        Severity.NOTE,
+        "you may not patch inferenceruns",
+    ),
+    "spec refused": (
+        make_facts(make_run(conditions=condition("Accepted", "False", "Invalid", "spec.x: 1 cannot be used"))),
+        "NotAcceptedInvalid",
+        Severity.STOPS,
+        "kubectl edit irun swissprot -n proteins",
+    ),
+    "output in use": (
+        make_facts(make_run(conditions=condition("Accepted", "False", "OutputInUse", "run a/b works on it"))),
+        "NotAcceptedOutputInUse",
+        Severity.STOPS,
+        "choose another spec.output.uri",
+    ),
+    "controller's store": (
+        make_facts(make_run(conditions=condition("Planned", "False", "AccessDenied", "403"))),
+        "NotPlannedAccessDenied",
+        Severity.STOPS,
+        "controller.serviceAccount.annotations",
+    ),
+    "deleting": (make_facts(make_run(is_deleting=True)), "Deleting", Severity.STOPS, "1 pod(s) have drained"),
+    "suspended": (
+        make_facts(make_run(is_suspended=True)),
+        "Suspended",
+        Severity.STOPS,
+        "kubectl inferencerun resume swissprot -n proteins",
+    ),
+    "store unsuitable": (
+        make_facts(store=Store(problem="a stale ETag", is_unsuitable=True)),
+        "StoreUnsuitable",
+        Severity.STOPS,
+        "use another store",
+    ),
+    "store not seen": (make_facts(store=Store(problem="no credentials")), "StoreUnseen", Severity.NOTE, "AWS_PROFILE"),
+    "input missing": (
+        make_facts(make_run(num_shards=0), store=Store(input_problem="names no object")),
+        "InputMissing",
+        Severity.STOPS,
+        "spec.input.uris",
+    ),
+    "clock": (make_facts(store=Store(skew_s=-600)), "ClockSkew", Severity.HINDERS, "10 min 00 s behind"),
+    "queue": (
+        make_facts(
+            replace(IDLE, queue="team-a"),
+            pods=(make_pod(node="", is_running=False, gates=("kueue.x-k8s.io/admission",)),),
+        ),
+        "NotAdmitted",
+        Severity.STOPS,
+        "kubectl describe localqueue team-a -n proteins",
+    ),
+    "gate": (
+        make_facts(IDLE, pods=(make_pod(node="", is_running=False, gates=("mine",)),)),
+        "NotAdmitted",
+        Severity.STOPS,
+        "for a scheduling gate to be lifted",
+    ),
+    "quota": (
+        make_facts(
+            HALF, events=(refusal("exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 1, limited: 1"),)
+        ),
+        "QuotaExceeded",
+        Severity.HINDERS,
+        "kubectl describe resourcequota gpus -n proteins; raise it, or kubectl inferencerun scale swissprot 1",
+    ),
+    "service account": (
+        make_facts(
+            IDLE,
+            events=(refusal('error looking up service account proteins/w: serviceaccount "w" not found'),),
+        ),
+        "ServiceAccountMissing",
+        Severity.STOPS,
+        "kubectl create serviceaccount w -n proteins",
+    ),
+    "limit range": (
+        make_facts(IDLE, events=(refusal("maximum memory usage per Container is 1Gi, but limit is 2Gi"),)),
+        "LimitRange",
+        Severity.STOPS,
+        "kubectl describe limitrange -n proteins",
+    ),
+    "pod security": (
+        make_facts(IDLE, events=(refusal('violates PodSecurity "restricted:latest": host namespaces'),)),
+        "PodSecurity",
+        Severity.STOPS,
+        "securityContext",
+    ),
+    "webhook": (
+        make_facts(IDLE, events=(refusal('admission webhook "policy.example.com" denied the request: no'),)),
+        "AdmissionRefused",
+        Severity.STOPS,
+        "follow what webhook policy.example.com says",
+    ),
+    "controller's rights": (
+        make_facts(IDLE, events=(refusal('User "system:serviceaccount:op:ctl" cannot create resource "pods"'),)),
+        "ControllerForbidden",
+        Severity.STOPS,
+        "helm upgrade --install",
+    ),
+    "name taken": (
+        make_facts(replace(IDLE, message="pod x cannot be created: it belongs to somebody else")),
+        "NameTaken",
+        Severity.STOPS,
+        "kubectl get pods -n proteins",
+    ),
+    "refused otherwise": (
+        make_facts(IDLE, events=(refusal("spec.containers[0].image: Required value"),)),
+        "PodRefused",
+        Severity.STOPS,
+        "Required value",
+    ),
+    "no scheduler": (
+        make_facts(IDLE, pods=(make_pod(node="", is_running=False),)),
+        "NoScheduler",
+        Severity.STOPS,
+        "kubectl get pods -n kube-system",
+    ),
+    "no nodes": (
+        make_facts(IDLE, nodes=(), pods=(unplaced("no nodes available to schedule pods"),)),
+        "NoNodes",
+        Severity.STOPS,
+        "the cluster has no node at all",
+    ),
+    "no GPU nodes": (
+        make_facts(
+            IDLE, nodes=(Node(name="a"),), pods=(unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),)
+        ),
+        "NoGpuNodes",
+        Severity.STOPS,
+        "1 worker waits for a node: no node offers nvidia.com/gpu.",
+    ),
+    "too many GPUs": (
+        make_facts(
+            replace(IDLE, gpus_per_worker=8),
+            pods=(unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),),
+        ),
+        "GpusPerWorker",
+        Severity.STOPS,
+        "a worker wants 8 nvidia.com/gpu, and the largest node offers 4",
+    ),
+    "all GPUs taken": (
+        make_facts(HALF, pods=(make_pod(), unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."))),
+        "GpusTaken",
+        Severity.HINDERS,
+        "kubectl inferencerun scale swissprot 1 -n proteins",
+    ),
+    "no spot nodes": (
+        make_facts(
+            replace(IDLE, provider="gke"),
+            pods=(
+                unplaced(
+                    "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+                    required_labels=(("cloud.google.com/gke-spot", "true"),),
+                ),
+            ),
+        ),
+        "NoSpotNodes",
+        Severity.STOPS,
+        "no node has cloud.google.com/gke-spot=true, as spot nodes of gke have",
+    ),
+    "labels": (
+        make_facts(
+            IDLE,
+            pods=(
+                unplaced(
+                    "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity.",
+                    required_labels=(("pool", "gpu"), ("zone", "b")),
+                ),
+            ),
+        ),
+        "LabelsUnmatched",
+        Severity.STOPS,
+        "no node has zone=b",
+    ),
+    "labels, nodes not seen": (
+        make_facts(IDLE, nodes=None, pods=(unplaced("1 node(s) didn't match node selector"),)),
+        "LabelsUnmatched",
+        Severity.STOPS,
+        "leaves none",
+    ),
+    "taint": (
+        make_facts(
+            IDLE,
+            pods=(unplaced("0/1 nodes are available: 1 node(s) had taint {gpu: yes}, that the pod didn't tolerate."),),
+        ),
+        "TaintNotTolerated",
+        Severity.STOPS,
+        "nodes have gpu: yes, which the workers do not tolerate",
+    ),
+    "memory": (
+        make_facts(IDLE, pods=(unplaced("0/1 nodes are available: 1 Insufficient memory."),)),
+        "Insufficient",
+        Severity.STOPS,
+        "no node has enough memory left",
+    ),
+    "cordoned": (
+        make_facts(
+            IDLE,
+            nodes=(replace(GPU_NODE, is_cordoned=True),),
+            pods=(unplaced("0/1 nodes are available: 1 node(s) were unschedulable."),),
+        ),
+        "Cordoned",
+        Severity.STOPS,
+        "kubectl uncordon node-a",
+    ),
+    "claim": (
+        make_facts(IDLE, pods=(unplaced('persistentvolumeclaim "weights" not found'),)),
+        "Volume",
+        Severity.STOPS,
+        "kubectl get pvc -n proteins",
+    ),
+    "unknown words of the scheduler": (
+        make_facts(IDLE, pods=(unplaced("0/1 nodes are available: 1 node(s) are purple."),)),
+        "Unschedulable",
+        Severity.STOPS,
+        "purple",
+    ),
+    "a node is coming": (
+        make_facts(
+            IDLE,
+            pods=(unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),),
+            events=(Event(of="swissprot-0-0", reason="TriggeredScaleUp", message="pool 0->1", at=ago(20)),),
+        ),
+        "GpusTaken",
+        Severity.NOTE,
+        "the autoscaler is adding a node: pool 0->1",
+    ),
+    "no node will come": (
+        make_facts(
+            IDLE,
+            pods=(unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),),
+            events=(Event(of="swissprot-0-0", reason="NotTriggerScaleUp", message="max node group size", at=ago(20)),),
+        ),
+        "GpusTaken",
+        Severity.STOPS,
+        "autoscaler: max node group size",
+    ),
+    "image": (
+        make_facts(IDLE, pods=(waiting("ImagePullBackOff", "Back-off pulling image"),)),
+        "Image",
+        Severity.STOPS,
+        "imagePullSecrets",
+    ),
+    "image never pulled": (
+        make_facts(IDLE, pods=(waiting("ErrImageNeverPull"),)),
+        "Image",
+        Severity.STOPS,
+        "worker.image.pullPolicy",
+    ),
+    "secret": (
+        make_facts(IDLE, pods=(waiting("CreateContainerConfigError", 'secret "store" not found'),)),
+        "SecretMissing",
+        Severity.STOPS,
+        "kubectl create secret generic store -n proteins",
+    ),
+    "secret of a volume": (
+        make_facts(
+            IDLE,
+            pods=(waiting("ContainerCreating"),),
+            events=(
+                Event(
+                    of="swissprot-0-0",
+                    reason="FailedMount",
+                    message='MountVolume.SetUp failed for volume "v" : configmap "model" not found',
+                    at=ago(20),
+                ),
+            ),
+        ),
+        "ConfigMapMissing",
+        Severity.STOPS,
+        "kubectl create configmap model -n proteins",
+    ),
+    "volume": (
+        make_facts(
+            IDLE,
+            pods=(waiting("ContainerCreating"),),
+            events=(Event(of="swissprot-0-0", reason="FailedMount", message="timed out", at=ago(20)),),
+        ),
+        "Volume",
+        Severity.STOPS,
+        "timed out",
+    ),
+    "container": (
+        make_facts(IDLE, pods=(waiting("CreateContainerError", "no command"),)),
+        "NotStarted",
+        Severity.STOPS,
+        "CreateContainerError: no command",
+    ),
+    "stuck": (
+        make_facts(pods=(make_pod(deletion_at=ago(600)),), nodes=(replace(GPU_NODE, is_ready=False),)),
+        "StuckTerminating",
+        Severity.HINDERS,
+        "kubectl delete pod swissprot-0-0 -n proteins --force --grace-period=0",
+    ),
+    "node not ready": (
+        make_facts(nodes=(replace(GPU_NODE, is_ready=False),)),
+        "NodeNotReady",
+        Severity.HINDERS,
+        "kubectl describe node node-a",
+    ),
+    "breaker": (
+        make_facts(
+            replace(
+                IDLE,
+                desired=0,
+                probe_at=NOW + timedelta(seconds=90),
+                conditions=condition("CircuitOpen", "True", "TooManyFailures", "no worker is started"),
+                last_failures=(failure("Configuration"),),
+            )
+        ),
+        "CircuitOpen",
+        Severity.STOPS,
+        "One worker tries in 1 min 30 s.",
+    ),
+    "failures": (
+        make_facts(make_run(last_failures=(failure(at=ago(200)), failure()))),
+        "WorkersOutOfMemory",
+        Severity.HINDERS,
+        "2 worker(s) ended as OutOfMemory",
+    ),
+    "stalled": (
+        make_facts(
+            store=Store(held=(HeldShard(shard=3, pod="swissprot-0-0", node="a", silent_s=1200, is_stale=True),))
+        ),
+        "Stalled",
+        Severity.HINDERS,
+        "kubectl inferencerun logs swissprot -n proteins --worker swissprot-0-0",
+    ),
+    "failed shards": (
+        make_facts(make_run(num_failed_shards=2)),
+        "FailedShards",
+        Severity.HINDERS,
+        "kubectl inferencerun retry swissprot -n proteins",
+    ),
+    "backoff": (
+        make_facts(
+            replace(IDLE, desired=0),
+            pods=(),
+            store=Store(num_waiting_shards=3, next_claim_at=NOW + timedelta(seconds=20)),
+        ),
+        "Backoff",
+        Severity.NOTE,
+        "the first in 20 s",
+    ),
+    "quarantine": (
+        make_facts(make_run(num_quarantined=4)),
+        "Quarantine",
+        Severity.NOTE,
+        "kubectl inferencerun quarantine swissprot -n proteins",
+    ),
+    "evictions": (
+        make_facts(make_run(goodput=0.3, num_restarts=9, by_class={"SpotEviction": 8, "Transient": 1})),
+        "LowGoodput",
+        Severity.HINDERS,
+        "spec.checkpoint.profile: spot",
+    ),
+    "waste": (
+        make_facts(make_run(goodput=0.3, num_restarts=9, by_class={"SpotEviction": 1, "Transient": 8})),
+        "LowGoodput",
+        Severity.HINDERS,
+        "kubectl inferencerun failures swissprot -n proteins",
+    ),
+    "starting": (
+        make_facts(IDLE, pods=(waiting("ContainerCreating", created_at=ago(40)),)),
+        "Starting",
+        Severity.NOTE,
+        "for 40 s now",
+    ),
+    "starting for long": (
+        make_facts(IDLE, pods=(waiting("ContainerCreating", created_at=ago(400)),)),
+        "Starting",
+        Severity.HINDERS,
+        "kubectl describe pod swissprot-0-0",
+    ),
+    "deadline": (
+        make_facts(make_run(phase="Failed", conditions=condition("Failed", "True", "DeadlineExceeded"))),
+        "FailedDeadlineExceeded",
+        Severity.STOPS,
+        'kubectl patch irun swissprot -n proteins --type merge -p \'{"spec":{"activeDeadlineSeconds":null}}\'',
+    ),
+    "too much in quarantine": (
+        make_facts(make_run(phase="Failed", conditions=condition("Failed", "True", "TooManyQuarantined"))),
+        "FailedTooManyQuarantined",
+        Severity.STOPS,
+        "kubectl inferencerun retry swissprot -n proteins --quarantined",
+    ),
+    "failed": (
+        make_facts(
+            make_run(
+                phase="Failed",
+                conditions=condition("Failed", "True", "TooManyFailedShards"),
+                last_failures=(failure(),),
+            )
+        ),
+        "FailedTooManyFailedShards",
+        Severity.STOPS,
+        "last failure: OutOfMemory, swissprot-1-3 on node-b: OOMKilled; more memory",
+    ),
+    "succeeded with quarantine": (
+        make_facts(make_run(phase="Succeeded", num_quarantined=1)),
+        "Quarantine",
+        Severity.NOTE,
+        "1 record(s)",
+    ),
+}
+
+
+def codes(findings: Sequence[Finding]) -> list[str]:
+    """What was found."""
+    return [item.code for item in findings]
+
+
+@pytest.mark.parametrize(("facts", "code", "severity", "text"), CASES.values(), ids=CASES)
+def test_each_thing_that_is_wrong_is_found_alone(facts: Facts, code: str, severity: Severity, text: str) -> None:
+    """With how much it matters, and the words that lead to it or out of it."""
+    findings = diagnose(facts)
+
+    assert codes(findings) == [code]
+    (found,) = findings
+    assert found.severity is severity
+    assert text in f"{found.summary} {found.evidence} {found.fix}"
+    assert found.summary.endswith(".")
+    assert found.fix
+
+
+WELL = {
+    "at work": make_facts(),
+    "nothing may be seen": make_facts(leases=None, deployments=None, pods=None, nodes=None, events=None, store=None),
+    "succeeded": make_facts(make_run(phase="Succeeded", active=0, ready=0, desired=0)),
+    "the installation": replace(make_facts(), run=None),
+    "just made": make_facts(
+        make_run(observed_generation=None, created_at=ago(5), phase="", desired=0, active=0, ready=0),
+        pods=(),
+        leases=None,
+    ),
+    "an old refusal": make_facts(HALF, events=(replace(refusal("exceeded quota: q"), at=ago(3600)),)),
+    "a refusal that has passed": make_facts(events=(refusal("exceeded quota: q"),)),
+    "an eviction": make_facts(make_run(last_failures=(failure("SpotEviction"),))),
+    "an old failure": make_facts(make_run(last_failures=(failure(at=ago(3600)),))),
+    "a pod just made": make_facts(IDLE, pods=(make_pod(node="", is_running=False, created_at=ago(2)),)),
+    "a worker that drains": make_facts(pods=(make_pod(deletion_at=ago(10)),)),
+    "the model loads": make_facts(make_run(goodput=0.1, num_restarts=1)),
+    "a clock that is off by little": make_facts(store=Store(skew_s=30)),
+}
+
+
+@pytest.mark.parametrize("facts", WELL.values(), ids=WELL)
+def test_nothing_is_found_where_nothing_is_wrong(facts: Facts) -> None:
+    """What is in order, passes by itself or could not be seen is no finding."""
+    assert diagnose(facts) == ()
+
+
+def test_causes_come_first() -> None:
+    """Whoever mends from the top down does not mend in vain."""
+    facts = make_facts(
+        replace(IDLE, num_failed_shards=1),
+        leases=(),
+        pods=(unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."), waiting("ErrImagePull")),
+        events=(refusal("exceeded quota: q"),),
+    )
+
+    assert codes(diagnose(facts)) == ["ControllerDown", "QuotaExceeded", "GpusTaken", "Image", "FailedShards"]
+
+
+def test_one_finding_for_all_workers_that_wait_alike() -> None:
+    """Their number is in the sentence; two reasons of the scheduler are two findings."""
+    message = "0/5 nodes are available: 2 Insufficient cpu, 3 Insufficient nvidia.com/gpu."
+    pods = tuple(unplaced(message, created_at=ago(60 * number)) for number in range(1, 4))
+
+    findings = diagnose(make_facts(IDLE, pods=pods))
+
+    assert codes(findings) == ["GpusTaken", "Insufficient"]
+    assert findings[0].summary.startswith("3 workers wait for a node")
+    assert findings[0].evidence.startswith("for 3 min 00 s: ")
+
+
+def test_failures_are_told_once_while_the_breaker_is_open() -> None:
+    """The breaker's finding has them already."""
+    run = replace(IDLE, desired=0, conditions=condition("CircuitOpen", "True", "X"), last_failures=(failure(),))
+
+    findings = diagnose(make_facts(run, pods=()))
+
+    assert codes(findings) == ["CircuitOpen"]
+    assert "more memory" in findings[0].evidence
