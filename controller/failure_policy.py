@@ -114,7 +114,8 @@ _PULL_REFUSED_TEXT = re.compile(
     r"|no basic auth|denied"
 )
 _NO_PROGRAM_TEXT = re.compile(
-    r"executable file not found|no such file or directory|permission denied|exec format error|not a directory"
+    r"\bexec:? .*(?:executable file not found|no such file or directory|permission denied|exec format error"
+    r"|not a directory|is a directory)"
 )
 _GPU_DRIVER_TEXT = re.compile(r"nvidia-container-cli|nvml|nvidia-container-runtime|unresolvable cdi devices|libnvidia")
 _CACHE_TROUBLE_TEXT = re.compile(r"failed to sync|have not yet been read at least once")
@@ -347,6 +348,7 @@ def _node_lost(case: _Case) -> Verdict | None:
             charged_to=Charge.NOBODY,
             node_score=0,
             is_blind=True,
+            advice="look for what kills workers if it repeats; another worker goes on with its work",
         )
     return None
 
@@ -386,11 +388,14 @@ def _gpu_hardware(case: _Case) -> Verdict | None:
 
 def _out_of_memory(case: _Case) -> Verdict | None:
     if _is_out_of_memory(case.seen):
+        if not case.seen.has_started:
+            advice = "raise the memory limit of the init container in workers.template"
+            return _verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed an init container for memory", advice=advice)
         return _verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed it for memory")
     if case.code == ExitCode.MEMORY:
         return _verdict(FailureClass.OUT_OF_MEMORY, case.told("exit 78: memory exhausted"))
-    if not case.is_own_word and (found := _MEMORY_TEXT.search(case.text)):
-        return _verdict(FailureClass.OUT_OF_MEMORY, f"its messages say '{found[0]}'")
+    if not case.is_own_word and _MEMORY_TEXT.search(case.text):
+        return _verdict(FailureClass.OUT_OF_MEMORY, case.told("it ran out of memory"))
     return None
 
 
@@ -407,7 +412,8 @@ def _poison_input(case: _Case) -> Verdict | None:
 
 def _disk_pressure(case: _Case) -> Verdict | None:
     if not case.is_own_word and (found := _DISK_TEXT.search(case.text)):
-        return _verdict(FailureClass.DISK_PRESSURE, f"its messages say '{found[0]}'")
+        what = "the disk is full" if found[0] == "no space left" else "it used more of the disk than it may"
+        return _verdict(FailureClass.DISK_PRESSURE, case.told(what))
     return None
 
 

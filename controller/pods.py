@@ -222,7 +222,8 @@ def _own_evidence(
     message = _text(ended.get("message"))
     flight = from_text(message)
     # The flight recorder's own text holds offsets and ids, which rules that search texts must not meet.
-    messages = (_text(status.get("message")), "" if flight is not None else message)
+    # The pod's own message comes last, where the most telling one is looked for.
+    messages = ("" if flight is not None else message, _text(status.get("message")))
     is_disrupted = disruption.get("status") == "True"
     return Evidence(
         exit_code=_code(ended.get("exitCode")),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from tests.corpus.corpus import RUN_UID, Case, cases, seen, shown, verdict
 from tests.corpus.page import PAGE, updated
 from tests.make import NOW
 
+ROOT = Path(__file__).parents[2]
 CASES = cases()
 ENDED = [case for case in CASES if case.expected.failure_class is not None]
 FAILED = [case for case in ENDED if case.expected.failure_class != FailureClass.DONE]
@@ -57,6 +60,14 @@ def test_the_corpus_is_broad() -> None:
     assert {case.expected.state for case in CASES} == {"starting", "running", "draining", "ended"}
     assert len({case.what for case in CASES}) == len(CASES)
     assert all(case.source for case in CASES)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.tests], ids=lambda case: case.name)
+def test_the_tests_that_make_it_happen_exist(case: Case) -> None:
+    """What the page names is there: the recorder, or a test by path and name."""
+    for test in case.tests:
+        path, _, function = test.partition("::")
+        assert re.search(rf"^def {function}\b", (ROOT / path).read_text(), re.MULTILINE)
 
 
 def test_no_spot_eviction_is_ever_charged() -> None:

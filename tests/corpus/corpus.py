@@ -2,7 +2,7 @@
 
     what       the fault, in words
     source     where the shape is from: a version, a proposal or a manual, or the test cluster (tests/corpus/record.py)
-    tests      tests that make it happen for real, beside the one that reads this file
+    tests      tests that make it happen for real, beside the one that reads this file: path::function
     pod        the last version of the object that was seen
     isGone     the object was deleted since
     node       its node; absent = not placed, or nodes may not be read
