@@ -27,7 +27,14 @@ from cli.output import (
 from cli.present import json_option, output_argument, print_json
 from cli.texts import size_text
 from contract.errors import SpecError
-from contract.layout import PROBE_PREFIX, build_data_prefix, build_generation_prefix, build_success_key, parse_data_key
+from contract.layout import (
+    PROBE_PREFIX,
+    build_data_prefix,
+    build_generation_prefix,
+    build_logs_prefix,
+    build_success_key,
+    parse_data_key,
+)
 from contract.manifest import ShardManifest
 from contract.store.protocol import Listed
 
@@ -58,9 +65,12 @@ class Age(click.ParamType[timedelta]):
 @click.option(
     "--generations", "with_generations", is_flag=True, help="Also remove all generations before the current one."
 )
+@click.option("--logs", "with_logs", is_flag=True, help="Also remove the kept ends of failed workers' logs.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @json_option
-def command(output_uri: str, older_than: timedelta, *, with_generations: bool, dry_run: bool, as_json: bool) -> None:
+def command(
+    output_uri: str, older_than: timedelta, *, with_generations: bool, with_logs: bool, dry_run: bool, as_json: bool
+) -> None:
     """Remove objects that no manifest names: what killed workers left behind, and the leftovers of the store probe.
 
     Nothing that the current generation's manifests or snapshots name is ever removed. Old generations go only once the
@@ -76,6 +86,7 @@ def command(output_uri: str, older_than: timedelta, *, with_generations: bool, d
         "unnamed": unnamed_objects(output, now=now, grace=older_than),
         "probes": [item for item in output.committer.list(PROBE_PREFIX) if is_older(item, now=now, grace=older_than)],
         "generations": old_generations(output) if with_generations else [],
+        "logs": old_logs(output, now=now, grace=older_than) if with_logs else [],
     }
     if not dry_run:
         for items in removed.values():
@@ -90,6 +101,7 @@ def command(output_uri: str, older_than: timedelta, *, with_generations: bool, d
         ("unnamed", "unnamed objects"),
         ("probes", "probe leftovers"),
         ("generations", "of old generations"),
+        ("logs", "ends of logs"),
     ):
         verb = "would remove" if dry_run else "removed"
         click.echo(f"{verb} {sizes[name]['objects']} {what}, {size_text(sizes[name]['bytes'])}")
@@ -136,6 +148,12 @@ def old_generations(output: Output) -> list[Listed]:
         for generation in range(1, output.record.generation)
         for item in output.committer.list(build_generation_prefix(generation))
     ]
+
+
+def old_logs(output: Output, *, now: datetime, grace: timedelta) -> list[Listed]:
+    """Kept logs of the current generation."""
+    listed = output.committer.list(build_logs_prefix(output.generation))
+    return [item for item in listed if is_older(item, now=now, grace=grace)]
 
 
 def _delete_all(output: Output, items: Sequence[Listed]) -> None:

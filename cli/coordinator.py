@@ -21,7 +21,7 @@ from contract.errors import Corrupt
 from contract.manifest import ShardManifest
 from contract.names import Phase
 from controller import api, memory
-from controller.actions import Action, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
+from controller.actions import Action, Finalize, ForgetWorker, KeepLog, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
 from controller.memory import RunMemory
 from controller.observed import Intent, Observed, WorkerView
@@ -135,6 +135,10 @@ class Coordinator:
                     f"worker {attempt.pod} ended: {attempt.failure_class}, {attempt.evidence}; shard {action.shard} released"
                 )
                 return self.store.release(action, generation)
+            case KeepLog():
+                content = self.processes.log_tail(action.uid)
+                if content:
+                    self.store.keep_log(generation, pod=action.name, uid=action.uid, content=content)
             case ForgetWorker():
                 self.processes.forget(action.uid)
             case Finalize():

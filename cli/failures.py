@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
 
 from cli.output import open_output, read_manifests
 from cli.present import generation_option, json_option, output_argument, print_json, print_table
+from contract.layout import build_log_key, build_logs_prefix
 from contract.manifest import ShardManifest, stamp
 
 
@@ -23,14 +24,15 @@ def command(output_uri: str, generation: int | None, num_last: int, *, as_json: 
     """The last ended attempts, newest first: class, evidence, pod, node, and whether they count; then failed shards."""
     output = open_output(output_uri, generation)
     manifests = read_manifests(output).readable
-    attempts, failed = last_attempts(manifests, num_last), failed_shards(manifests)
+    kept = frozenset(item.key for item in output.committer.list(build_logs_prefix(output.generation)))
+    attempts, failed = last_attempts(manifests, num_last, kept), failed_shards(manifests)
     if as_json:
         print_json({"attempts": attempts, "failedShards": failed})
         return
     print_table(
-        ("ENDED", "SHARD", "EPOCH", "CLASS", "COUNTS", "POD", "NODE", "EVIDENCE"),
+        ("ENDED", "SHARD", "EPOCH", "CLASS", "COUNTS", "POD", "NODE", "EVIDENCE", "LOG"),
         (
-            [item[name] for name in ("endedAt", "shard", "epoch", "class", "counted", "pod", "node", "evidence")]
+            [item[name] for name in ("endedAt", "shard", "epoch", "class", "counted", "pod", "node", "evidence", "log")]
             for item in attempts
         ),
         empty="No attempt has ended.",
@@ -44,10 +46,12 @@ def command(output_uri: str, generation: int | None, num_last: int, *, as_json: 
         )
 
 
-def last_attempts(manifests: Sequence[ShardManifest], num_last: int) -> list[dict[str, Any]]:
-    """The newest attempts of all shards, newest first. Pure."""
+def last_attempts(
+    manifests: Sequence[ShardManifest], num_last: int, logs: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The newest attempts of all shards, newest first, each with the key of its log's end if that is among `logs`. Pure."""
     ended = sorted(
-        ((attempt, manifest.shard) for manifest in manifests for attempt in manifest.attempts),
+        ((attempt, manifest.shard, manifest.generation) for manifest in manifests for attempt in manifest.attempts),
         key=lambda pair: pair[0].ended_at,
         reverse=True,
     )
@@ -63,8 +67,9 @@ def last_attempts(manifests: Sequence[ShardManifest], num_last: int) -> list[dic
             "node": attempt.node,
             "heldSeconds": attempt.held_seconds,
             "evidence": attempt.evidence,
+            "log": key if (key := build_log_key(generation, attempt.pod, attempt.uid)) in logs else None,
         }
-        for attempt, shard in ended[:num_last]
+        for attempt, shard, generation in ended[:num_last]
     ]
 
 

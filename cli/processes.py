@@ -79,6 +79,8 @@ class ProcessTable:
         if any(worker.name == name and not worker.has_ended() for worker in self._workers.values()):
             return
         self.flight_path(name).unlink(missing_ok=True)
+        if self.log_path(name).exists():  # of a worker of the same name, under an earlier coordinator
+            self.log_path(name).replace(self.log_path(f"{name}.previous"))
         ours, theirs = os.pipe()
         with self.log_path(name).open("wb") as log:
             process = subprocess.Popen(
@@ -183,6 +185,11 @@ class ProcessTable:
         """Log of a worker."""
         return self._directory / f"{name}.log"
 
+    def log_tail(self, uid: str) -> bytes:
+        """The end of a worker's log; empty when it is unknown."""
+        worker = self._workers.get(uid)
+        return b"" if worker is None else _tail(self.log_path(worker.name), names.MAX_LOG_BYTES)
+
     def _view(self, uid: str, worker: _Worker, now: datetime) -> WorkerView:
         ended = worker.has_ended()
         if ended:
@@ -209,7 +216,7 @@ class ProcessTable:
         return Evidence(
             exit_code=code if code is not None and code >= 0 else None,
             signal=-code if code is not None and code < 0 else None,
-            messages=(_tail(self.log_path(worker.name)),),
+            messages=(_tail(self.log_path(worker.name), LOG_TAIL_BYTES).decode(errors="replace"),),
             intent=worker.intent,
             is_vanished=worker.process is None,
             is_oom_killed=code == -signal.SIGKILL and num_oom_kills() > worker.oom_kills_before,
@@ -232,10 +239,10 @@ def _read_flight(path: Path) -> flight.Flight | None:
         return None
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, num_bytes: int) -> bytes:
     try:
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace")
+            log.seek(max(0, path.stat().st_size - num_bytes))
+            return log.read()
     except FileNotFoundError:
-        return ""
+        return b""

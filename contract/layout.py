@@ -8,6 +8,7 @@ Each thing has one spelling: parse_* know only keys that build_* give back, so n
     g0001/plan.json                       the shards, put if absent
     g0001/shards/00042.json               shard manifest
     g0001/data/00042/e0003-000007.pt      shard 42, epoch 3, checkpoint 7
+    g0001/logs/POD-DIGEST.txt             the end of a failed worker's log, put if absent
     g0001/snapshots/NAME.json             a named, consistent cut over all shards
     g0001/index.json, g0001/_SUCCESS      written last
     .probe/NONCE/...                      scratch keys of the store probe
@@ -15,6 +16,7 @@ Each thing has one spelling: parse_* know only keys that build_* give back, so n
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from contract.errors import Corrupt
@@ -26,6 +28,7 @@ PROBE_PREFIX = ".probe/"
 _GENERATION = re.compile(r"g(\d{4,})/")
 _SHARD = re.compile(r"g(\d{4,})/shards/(\d{5,})\.json")
 _DATA = re.compile(r"g(\d{4,})/data/(\d{5,})/e(\d{4,})-(\d{6,})\.pt")
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 
@@ -95,6 +98,20 @@ def checked_data_key(key: str, *, generation: int, shard: int | None = None, whe
         place = f"generation {generation}" if shard is None else f"generation {generation}, shard {shard}"
         raise Corrupt(f"{where}: names {key!r}, which is no checkpoint of {place}")
     return key
+
+
+def build_logs_prefix(generation: int) -> str:
+    """Prefix of the log tails of failed workers."""
+    return f"{build_generation_prefix(generation)}logs/"
+
+
+def build_log_key(generation: int, pod: str, uid: str) -> str:
+    """Key of a worker's log tail: found from any attempt that names the worker, and by its name alone.
+
+    The digest tells workers of one name apart; characters that do not belong in a key become `_`.
+    """
+    digest = hashlib.sha256(f"{pod}/{uid}".encode()).hexdigest()[:8]
+    return f"{build_logs_prefix(generation)}{_UNSAFE.sub('_', pod)}-{digest}.txt"
 
 
 def build_index_key(generation: int) -> str:

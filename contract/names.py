@@ -61,6 +61,8 @@ anew, and lets a run that has failed go on."""
 CONTAINER_WORKER = "worker"
 """Name of the container that runs the worker; others in its pod (sidecars) say nothing about it."""
 
+MAX_LOG_BYTES = 65_536
+"""So much is kept of the end of a failed worker's log."""
 MAX_TERMINATION_MESSAGE_BYTES = 4096
 """The kubelet keeps this much of a container's termination message and cuts the rest."""
 

@@ -82,6 +82,17 @@ class ReleaseShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepLog:
+    """Put the end of an ended worker's log into the store, before it goes with the worker.
+
+    Best effort: a log that cannot be read any more keeps nobody waiting.
+    """
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetWorker:
     """Remove an ended worker (delete the pod, drop the process): all it had to say has been recorded."""
 
@@ -94,7 +105,7 @@ class Finalize:
     """Write index.json (`contract.index.build_index` over the observed manifests), then _SUCCESS."""
 
 
-Action = StartWorker | StopWorker | ReleaseShard | ForgetWorker | Finalize
+Action = StartWorker | StopWorker | ReleaseShard | KeepLog | ForgetWorker | Finalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

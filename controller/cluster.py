@@ -31,6 +31,8 @@ RETRY_BUDGET_S = 15.0
 """For one request, waits included. Whoever asked tries again later: nothing is lost by an API server that is away."""
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
+TAIL_TIMEOUT_S = 10.0
+"""For the end of a log, which comes through a kubelet that may be gone."""
 WATCH_SILENCE_S = 75.0
 """Most API servers send a bookmark about once a minute; older ones say nothing where nothing changes. So a watch that is
 silent for longer may be dead, whatever TCP says: it is ended, and begun anew from where it was."""
@@ -138,6 +140,24 @@ class Cluster:
     async def get(self, path: str, **parameters: str) -> Object:
         """One object."""
         return await self._request("GET", path, parameters=parameters)
+
+    async def get_tail(self, path: str, *, num_bytes: int, **parameters: str) -> bytes:
+        """The last bytes of a text (a log), asked for once: whoever has it may be in trouble himself."""
+        timeout = aiohttp.ClientTimeout(total=TAIL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        tail = b""
+        try:
+            with self._asked("GET") as answered:
+                async with self._session.get(
+                    self._url(path), params=parameters, headers=self._headers(), ssl=self._tls, timeout=timeout
+                ) as response:
+                    async for chunk in response.content.iter_any():
+                        tail = (tail + chunk)[-num_bytes:]
+                    answered(response.status)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiUnavailable(f"GET {path}: {error!r}") from error
+        if response.status >= 300:
+            raise _error(response.status, tail)
+        return tail
 
     async def create(self, path: str, body: Object) -> Object:
         """Create an object. Raises ObjectExists, which may be the doing of this very call when a reply was lost."""

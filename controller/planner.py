@@ -26,7 +26,7 @@ from datetime import datetime, timedelta
 from contract.manifest import ShardManifest, ShardStatus, is_claimable
 from contract.names import ConditionType, Phase
 from contract.plan import Plan
-from controller.actions import Action, Decision, Finalize, ForgetWorker, StartWorker, StopWorker
+from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog, StartWorker, StopWorker
 from controller.api import InferenceRun, memory_limit
 from controller.breaker import (
     BreakerState,
@@ -57,6 +57,8 @@ from controller.status import (
 
 MAX_NAME_LENGTH = 63
 """A pod's name is its host name too."""
+MAX_LOGS = 20
+"""Logs kept at one look: of hundreds of workers that fail together, one says as much as the next."""
 MAX_STARTS = 50
 """Workers started at one look. With the next look FOLLOW_UP_S later that is no limit in ordinary times; when a whole cluster
 loses its nodes, it keeps the look short and the API server answering."""
@@ -122,6 +124,9 @@ def plan(*, run: InferenceRun, plan: Plan | None, observed: Observed, memory: Ru
             for found in item.held
         )
         if item.worker is not None and not item.held and item.uid in was_judged:
+            is_failure = (verdict.is_counted or verdict.is_blind) and item.evidence.has_started
+            if is_failure and sum(isinstance(action, KeepLog) for action in actions) < MAX_LOGS:
+                actions.append(KeepLog(name=item.name, uid=item.uid))
             actions.append(ForgetWorker(name=item.name, uid=item.uid))
     memory = with_restarts_counted(memory, observed)
     goal = _goal(run, plan, observed, memory, now)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from contract import names
@@ -25,7 +26,7 @@ from contract.names import Phase
 from contract.plan import Plan
 from contract.store.errors import StoreError
 from controller import ledger
-from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
+from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
 from controller.capacity import CapacityChoice, choose_capacity, num_open_shards
 from controller.cluster import ApiUnavailable, Object, ObjectChanged, ObjectMissing
@@ -232,6 +233,11 @@ class RunReconciler:
                 await self._pods.stop(action.name, action.uid, action.intent)
             case ReleaseShard():
                 return await self._tools.blocking(store.release, action, opened.record.generation)
+            case KeepLog():
+                content = await self._pods.log_tail(action.name)
+                if content:
+                    keep = partial(store.keep_log, pod=action.name, uid=action.uid, content=content)
+                    await self._tools.blocking(keep, opened.record.generation)
             case ForgetWorker():
                 await self._pods.forget(action, workers.get(action.uid))
             case Finalize():
@@ -265,6 +271,8 @@ def _told(action: Action) -> str:
             return f"stop {action.name} ({action.intent})"
         case ReleaseShard():
             return f"release shard {action.shard} of {action.attempt.pod} ({action.attempt.failure_class})"
+        case KeepLog():
+            return f"keep the log of {action.name}"
         case ForgetWorker():
             return f"forget {action.name}"
         case Finalize():

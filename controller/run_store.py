@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from contract import index, layout, manifest, plan, run_record
@@ -193,6 +194,11 @@ class RunStore:
         except Superseded:
             return False
         return True
+
+    def keep_log(self, generation: int, *, pod: str, uid: str, content: bytes) -> None:
+        """Keep the end of a failed worker's log; one that is there already stays."""
+        with suppress(Superseded):
+            self._committer.create_immutable(layout.build_log_key(generation, pod, uid), content)
 
     def finalize(self, generation: int, manifests: Mapping[int, ShardManifest]) -> None:
         """Write index.json, then _SUCCESS. Both are functions of final manifests: repeating it writes the same bytes."""

@@ -18,6 +18,9 @@ from controller.tools import Tools
 
 logger = logging.getLogger(__name__)
 
+LOG_LINES = 1000
+"""Last lines that are asked for; of them the last MAX_LOG_BYTES are kept."""
+
 
 class WorkerPods:
     """Pods of one run. No policy: who starts and who stops has been decided."""
@@ -90,6 +93,17 @@ class WorkerPods:
         except (ObjectMissing, ObjectChanged):
             return  # it is gone, or another has its name
         await self._tools.cluster.delete(path, uid=uid)
+
+    async def log_tail(self, name: str) -> bytes:
+        """The end of an ended worker's log; empty when the kubelet does not give it any more."""
+        path = core_path(self._resource.key.namespace, "pods", name) + "/log"
+        try:
+            return await self._tools.cluster.get_tail(
+                path, num_bytes=names.MAX_LOG_BYTES, container=names.CONTAINER_WORKER, tailLines=str(LOG_LINES)
+            )
+        except (ApiError, ApiUnavailable) as error:
+            logger.warning("log not kept", extra={**self._resource.where, "pod": name, "detail": str(error)})
+            return b""
 
     async def forget(self, action: ForgetWorker, worker: WorkerView | None) -> None:
         """Delete an ended pod. One whose node cannot be reached would stay for ever: its object is deleted at once."""

@@ -10,6 +10,7 @@ import pytest
 
 from cli.cleanup import is_garbage
 from contract import layout, plan, run_record
+from contract.layout import build_log_key
 from contract.manifest import ShardManifest, ShardStatus
 from contract.store.protocol import ETag, Listed
 from contract.transitions import first_claim
@@ -158,6 +159,20 @@ def next_generation(made: Made, *, is_finished: bool) -> None:
     made.store.put_create("g0002/plan.json", plan.to_json(replace(made.plan, generation=2, shards=())))
     if is_finished:
         made.store.put_create("g0002/_SUCCESS", b"")
+
+
+def test_kept_logs_go_only_when_asked(tmp_path: Path) -> None:
+    """They are what is left to look at after a failure."""
+    made = make_output(tmp_path)
+    key = build_log_key(1, "pod", "uid")
+    made.store.put_create(key, b"the end")
+
+    kept = run_json("cleanup", made.uri, "--older-than", "0s")
+    was_there = key in keys(made)
+    removed = run_json("cleanup", made.uri, "--older-than", "0s", "--logs")
+
+    assert (kept["logs"]["objects"], was_there) == (0, True)
+    assert (removed["logs"]["objects"], key in keys(made)) == (1, False)
 
 
 def test_old_generations_go_only_when_asked(tmp_path: Path) -> None:

@@ -87,6 +87,21 @@ def test_a_start_that_is_repeated_starts_nobody_twice(
     assert num_live == 1
 
 
+def test_a_log_is_not_overwritten_by_a_successor_of_its_name(
+    table: ProcessTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set aside, and the successor's evidence is its own."""
+    program(tmp_path / "says", f"cat {tmp_path}/text", monkeypatch)
+    for text in ("first", "second"):
+        (tmp_path / "text").write_text(text)
+        start(table)
+        wait_until(lambda: table.num_live == 0)
+    tails = [table.log_tail(uid) for uid in table._workers]
+
+    assert table.log_path("w-0-0.previous").read_text() == "first"
+    assert tails[-1] == b"second"
+
+
 def test_only_owners_of_this_host_are_adopted(table: ProcessTable) -> None:
     """Pods, and processes of another boot, are nothing that could be seen or stopped from here."""
     here = own_identity()

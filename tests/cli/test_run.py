@@ -185,6 +185,8 @@ def test_a_model_that_cannot_be_loaded_opens_the_breaker_and_fails_the_run(tmp_p
     assert (ended.code, ended.fields["phase"]) == (1, "Failed"), ended.errors
     assert ended.fields["restarts"]["total"] <= 4
     assert "no weights here" in ended.output
+    logs = list((Path(run.output) / "g0001" / "logs").glob("test-run-*.txt"))
+    assert [path for path in logs if "no weights here" in path.read_text()], "the log of a failed worker is kept"
 
 
 def test_restart_opens_a_generation_and_keeps_the_old_one(tmp_path: Path) -> None:

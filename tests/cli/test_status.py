@@ -12,6 +12,7 @@ import pytest
 from cli.output import Manifests, StoredManifest, UnreadableManifest
 from cli.status import is_stale, summary
 from contract import layout, run_record
+from contract.layout import build_log_key
 from contract.manifest import Attempt, Failure, Restarts, ShardManifest, ShardStatus
 from contract.names import FailureClass, Phase
 from contract.plan import Compression, InputFormat, InputObject, Plan, cut
@@ -216,9 +217,14 @@ def test_failures_shows_the_newest_attempts_of_all_shards(tmp_path: Path) -> Non
         )
     )
 
+    log = build_log_key(1, "pod-1-2", "u2")
+    made.store.put_create(log, b"Traceback")
+
     found = run_json("failures", made.uri, "--last", "2")
     text = run("failures", made.uri).stdout
 
+    assert [item["log"] for item in found["attempts"]] == [log, None]
+    assert log in text
     assert [item["pod"] for item in found["attempts"]] == ["pod-1-2", "pod-0-2"]
     assert found["attempts"][0]["class"] == "OutOfMemory"
     assert found["attempts"][0]["evidence"] == "exit code 78"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +108,14 @@ def test_snapshot_names_that_are_no_labels_are_refused(name: str) -> None:
     """A snapshot's name cannot leave its prefix; the message shows a name that works."""
     with pytest.raises(ValueError, match="before-upgrade"):
         layout.build_snapshot_key(1, name)
+
+
+def test_a_log_is_found_by_its_worker() -> None:
+    """Workers of one name have logs of their own; no name leads out of the prefix."""
+    keys = {
+        layout.build_log_key(1, pod, uid) for pod, uid in (("run-0-0", "a"), ("run-0-0", "b"), ("Host_1/../..", "a"))
+    }
+
+    assert len(keys) == 3
+    assert all(re.fullmatch(r"g0001/logs/[A-Za-z0-9._-]+-[0-9a-f]{8}\.txt", key) for key in keys)
+    assert layout.build_log_key(1, "run-0-0", "a").startswith(f"{layout.build_logs_prefix(1)}run-0-0-")

@@ -10,12 +10,12 @@ import pytest
 
 from contract.manifest import Hints, ShardManifest, ShardStatus
 from contract.names import ConditionType, FailureClass, Phase
-from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
+from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
 from controller.breaker import NodeBreaker, RunBreaker
 from controller.memory import RunMemory, Slot
 from controller.observed import Evidence, Intent, NodeState, Observed, WorkerState
-from controller.planner import FOLLOW_UP_S, MAX_STARTS, RESYNC_S, plan, worker_name
+from controller.planner import FOLLOW_UP_S, MAX_LOGS, MAX_STARTS, RESYNC_S, plan, worker_name
 from tests import make
 
 EVICTED = Evidence(exit_code=143, ran_s=60)
@@ -841,3 +841,39 @@ def test_many_nodes_gone_at_once() -> None:
     assert 0 < len(_starts(later[0])) < 25
     assert len(_starts(later[1])) == len(_starts(later[2])) == MAX_STARTS
     assert later[2].requeue_after_s == FOLLOW_UP_S
+
+
+# Evidence
+
+
+@pytest.mark.parametrize(
+    ("evidence", "is_kept"),
+    [
+        (CRASHED, True),
+        (Evidence(signal=9), True),
+        (EVICTED, False),
+        (Evidence(exit_code=1, has_started=False), False),
+        (Evidence(intent=Intent.SUSPENDED, has_deletion_timestamp=True), False),
+    ],
+)
+def test_the_log_of_a_failed_worker_is_kept_before_it_goes(evidence: Evidence, *, is_kept: bool) -> None:
+    """Together with forgetting it, so that no crash in between loses it; an eviction has nothing to tell."""
+    dead = make.observed(workers=(make.worker(evidence=evidence),))
+    first = _decide(dead)
+    second = _decide(dead, memory=first.memory)
+
+    assert not [item for item in first.actions if isinstance(item, KeepLog | ForgetWorker)]
+    kept = [KeepLog(name="run-0-0", uid="uid-0")] if is_kept else []
+    assert [item for item in second.actions if isinstance(item, KeepLog | ForgetWorker)] == [
+        *kept,
+        ForgetWorker(name="run-0-0", uid="uid-0"),
+    ]
+
+
+def test_a_few_logs_tell_of_many_failures() -> None:
+    """Hundreds of workers that fail together must not make a look last for minutes."""
+    dead = make.observed(workers=tuple(make.worker(slot, evidence=CRASHED) for slot in range(100)))
+    decision = _decide(dead, memory=_decide(dead).memory)
+
+    assert sum(isinstance(item, KeepLog) for item in decision.actions) == MAX_LOGS
+    assert sum(isinstance(item, ForgetWorker) for item in decision.actions) == 100

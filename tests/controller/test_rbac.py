@@ -9,6 +9,7 @@ USED = {
     ("inferencerun.dev", "inferenceruns/status"): {"patch"},
     ("inferencerun.dev", "inferenceruns/finalizers"): {"update"},
     ("", "pods"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "pods/log"): {"get"},
     ("", "nodes"): {"get", "list", "watch"},
     ("", "events"): {"create"},
     ("coordination.k8s.io", "leases"): {"get", "create", "update"},

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from contract import layout, manifest, names, settings
 from contract.manifest import Owner
 from contract.transitions import first_claim
 from controller.cluster import Object, core_path
 from controller.observed import Intent
-from tests.controller.bench import PODS, RUN, bench
+from tests.controller.api_server import refusal
+from tests.controller.bench import PODS, RUN, Bench, bench
 
 
 def test_pods_are_created_and_the_status_says_so(tmp_path: Path) -> None:
@@ -191,5 +194,47 @@ def test_a_pod_that_hangs_on_a_dead_node_is_removed_once_it_is_fenced(tmp_path: 
             await found.until(lambda: f"{PODS}/run-0-0" not in found.server.objects, "the pod to go")
 
             assert was_released == [True]
+
+    asyncio.run(scenario())
+
+
+def crash(found: Bench, name: str) -> str:
+    """Its worker crashes; returns the key that its log is kept under."""
+    found.run_pod(name)
+    key = layout.build_log_key(1, name, found.pod(name)["metadata"]["uid"])
+    found.end_pod(name, exitCode=1, reason="Error")
+    return key
+
+
+def test_the_end_of_a_failed_workers_log_is_kept(tmp_path: Path) -> None:
+    """Its last 64 KiB are in the store before the pod goes."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1}}) as found:
+            await found.until(lambda: found.pods, "a pod")
+            found.server.logs["run-0-0"] = "x" * 100_000 + "the end"
+            key = crash(found, "run-0-0")
+            await found.until(lambda: f"{PODS}/run-0-0" not in found.server.objects, "the pod to go")
+
+            kept = found.store.get(key).body
+            assert len(kept) == names.MAX_LOG_BYTES
+            assert kept.endswith(b"x" * 10 + b"the end")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_log_that_is_gone_keeps_nobody_waiting(tmp_path: Path, status: int) -> None:
+    """The kubelet has dropped it, or does not answer: the pod goes all the same."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1}}) as found:
+            await found.until(lambda: found.pods, "a pod")
+            found.server.fault = lambda _method, path: refusal(status, "Gone") if path.endswith("/log") else None
+            key = crash(found, "run-0-0")
+            await found.until(lambda: f"{PODS}/run-0-0" not in found.server.objects, "the pod to go")
+
+            assert [method for method, path in found.server.requests if path.endswith("/log")] == ["GET"]
+            assert [item.key for item in found.store.list(key)] == []
 
     asyncio.run(scenario())
