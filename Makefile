@@ -18,7 +18,7 @@ comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser e2e verify lint bench bench-gpu bench-controller cluster-up cluster-down clean
+.PHONY: help setup demo test test-browser e2e verify corpus-record lint bench bench-gpu bench-controller cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -44,6 +44,10 @@ verify: $(SETUP) ## render what is generated; fails when the committed copy is a
 	$(BIN)/python -m tests.chart.rendering
 	$(BIN)/python -m tests.corpus.page
 	git diff --exit-code -- deploy charts docs/failure-modes.md
+
+corpus-record: $(SETUP) ## record anew, on a cluster of this machine (root), the deaths of pods that it can produce
+	$(BIN)/python -m tests.corpus.record
+	$(BIN)/python -m tests.corpus.page
 
 lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .

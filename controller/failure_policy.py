@@ -330,21 +330,18 @@ def _node_lost(case: _Case) -> Verdict | None:
     if seen.pod_reason == "NodeLost" or is_lost_record:
         reason = seen.pod_reason or seen.container_reason
         return _verdict(FailureClass.NODE_LOST, f"the node lost track of it ({reason})")
-    # No worker ends with 255, and one that ends by itself says so. A wrapper that was never our worker leaves no words.
-    was_cut_off = seen.flight is not None and seen.flight.exit_code is None
-    if case.code == 255 and not seen.pod_reason and (seen.container_reason == "Unknown" or was_cut_off):
+    if case.code == 255 and seen.container_reason == "Unknown" and not seen.pod_reason:
         return _verdict(FailureClass.NODE_LOST, "exit 255: it was lost while the container runtime was down")
     if seen.is_vanished:
         # Nothing speaks against a node whose pod somebody removed; and a node that is gone needs no avoiding.
         return replace(_verdict(FailureClass.NODE_LOST, "it vanished, and nobody saw it end"), node_score=0)
-    if (
-        seen.intent is None
-        and case.code == 137
-        and seen.has_started
-        and not (_is_out_of_memory(seen) or seen.pod_reason)
-    ):
+    # Runtimes also report 255 for what ran when they restarted. No worker ends so; but a module of the user may.
+    was_cut_off = case.code == 255 and seen.flight is not None and seen.flight.exit_code is None
+    is_killed = case.code == 137 and seen.has_started and not _is_out_of_memory(seen)
+    if seen.intent is None and not seen.pod_reason and (is_killed or was_cut_off):
+        what = "SIGKILL from outside: the kernel reports no lack of memory"
         return replace(
-            _verdict(FailureClass.NODE_LOST, "SIGKILL from outside: the kernel reports no lack of memory"),
+            _verdict(FailureClass.NODE_LOST, "exit 255 in the middle of its work" if was_cut_off else what),
             charged_to=Charge.NOBODY,
             node_score=0,
             is_blind=True,

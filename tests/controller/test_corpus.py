@@ -20,6 +20,7 @@ from controller.observed import Evidence, WorkerState
 from controller.pods import read_node, read_pod, worker_view
 from tests.corpus.corpus import RUN_UID, Case, cases, seen, shown, verdict
 from tests.corpus.page import PAGE, updated
+from tests.corpus.record import scenarios
 from tests.make import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,15 @@ def test_the_tests_that_make_it_happen_exist(case: Case) -> None:
     for test in case.tests:
         path, _, function = test.partition("::")
         assert re.search(rf"^def {function}\b", (ROOT / path).read_text(), re.MULTILINE)
+
+
+def test_what_is_recorded_can_be_recorded_again() -> None:
+    """Each recorded file has its scenario in the recorder, with the verdict that is said there."""
+    known = {one.name: one for one in scenarios("node1", "node2", "node3")}
+    recorded = {case.name.removeprefix("recorded-"): case for case in CASES if case.name.startswith("recorded-")}
+
+    assert set(recorded) <= set(known)
+    assert all(case.expected.failure_class == known[name].expected.get("class") for name, case in recorded.items())
 
 
 def test_no_spot_eviction_is_ever_charged() -> None:
