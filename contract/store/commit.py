@@ -13,7 +13,7 @@ blind "I lost, once more from the start" commits twice. So after every doubtful 
                                                               ever apply); ETag moved: Superseded, lost for good
     create, unknown, key absent  not final, may still land    the same key and bytes, until settled
 
-Waits are full jitter, 50 ms doubling up to 1 s; after 60 s in all the operation ends with OutcomeUnknown (writes) or
+Waits are full jitter, 50 ms doubling up to 1 s; after 180 s in all the operation ends with OutcomeUnknown (writes) or
 Unavailable (reads). What was written stays: it may be committed.
 """
 
@@ -42,8 +42,9 @@ BASE_WAIT_S = 0.05
 """About one round trip to an object store."""
 MAX_WAIT_S = 1.0
 """Without a cap, losers of a race starve while winners go on."""
-BUDGET_S = 60.0
-"""For one operation, waits and store calls together; a call that is under way is not cut short."""
+BUDGET_S = 180.0
+"""For one operation, waits and store calls together; a call that is under way is not cut short. Long enough that a store
+which is away for a minute or two costs no worker: another one would find the same store, and had to load its model first."""
 
 T = TypeVar("T")
 

@@ -49,7 +49,7 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 """For each wait for bytes, not for the whole call: a put of 64 MiB may take minutes while bytes get through. Long
 enough for a store that takes seconds to make a large put durable after its last byte, short enough for three attempts
-within the 60 s of contract.store.commit."""
+within the 180 s of contract.store.commit."""
 MAX_CONNECTIONS = 32
 """Parallel requests of one store: ranged reads and uploads of a worker's threads."""
 

@@ -279,6 +279,11 @@ class Cluster(GivenCluster):
         """Let a stopped kubelet go on."""
         node.signal_kubelet(self._node(name), signal.SIGCONT)
 
+    def pod_log(self, name: str, uid: str) -> str:
+        """What the containers of a pod have written, from the node's own files: its kubelet need not run."""
+        logs = sorted(self._node(name).directory.glob(f"var-log-pods/*_{uid}/*/*.log"))
+        return "".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+
     def stop_apiserver(self) -> None:
         """Kill the API server. Its database, and all pods, stay."""
         kill(self._daemons.pop(control_plane.APISERVER))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from contract.layout import build_shards_prefix
 from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
+from tests.cluster.layout import LOOPBACK
+from tests.cluster.machine import free_ports
 from tests.e2e.access import controller_kubeconfig
 from tests.e2e.operator import Api, Controller, controller_environment, end, resource, verified, wait_for
 from tests.servers import S3Server
@@ -37,12 +44,40 @@ def api(cluster: Cluster) -> Api:
     return found
 
 
+@dataclass
+class Gate:
+    """The only way to the store, for pods, controller and tests alike; it can be shut."""
+
+    port: int
+    store_port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> None:
+        """Let connections through."""
+        listen = f"TCP-LISTEN:{self.port},bind={LOOPBACK},reuseaddr,fork,backlog=128"
+        command = ["/usr/bin/socat", listen, f"TCP:{LOOPBACK}:{self.store_port}"]
+        # A group of its own: there is a process for each connection.
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(self._answers, "the way to the store to open", patience_s=30)
+
+    def shut(self) -> None:
+        """Break every connection and refuse new ones."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((LOOPBACK, self.port)) == 0
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A bucket with proteins, and where runs may write."""
 
     name: str
     server: S3Server
+    gate: Gate
 
     def proteins(self, copies: int) -> list[str]:
         """URIs of `copies` objects of 200 real proteins each."""
@@ -50,15 +85,21 @@ class Bucket:
 
 
 @pytest.fixture(scope="session")
-def bucket(s3_server: S3Server) -> Bucket:
+def bucket(s3_server: S3Server, cluster: Cluster) -> Iterator[Bucket]:
     """5,000 proteins in 25 objects."""
+    assert cluster, "its packages bring socat"
+    (port,) = free_ports(1)
+    gate = Gate(port, s3_server.port)
+    gate.open()
+    server = S3Server(f"http://{LOOPBACK}:{port}")
     with pytest.MonkeyPatch.context() as patch:
-        s3_server.use(patch)
-        name = s3_server.new_bucket()
+        server.use(patch)
+        name = server.new_bucket()
         store = S3Store(name, "")
         for copy in range(25):
             store.put_create(f"in/{copy:03}.fasta", PROTEINS.read_bytes())
-    return Bucket(name, s3_server)
+        yield Bucket(name, server, gate)
+    gate.shut()
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +128,11 @@ class Run:
     api: Api
     bucket: Bucket
 
-    def apply(self, *, copies: int = 1, **changes: Any) -> dict[str, Any]:
-        """Create it over `copies` objects of 200 proteins each."""
+    def apply(self, *, copies: int = 1, uris: list[str] | None = None, **changes: Any) -> dict[str, Any]:
+        """Create it over `uris`, or over `copies` objects of 200 proteins each."""
         endpoint = self.bucket.server.endpoint_url
-        return self.api.apply(resource(self.name, self.bucket.proteins(copies), self.output, endpoint, **changes))
+        uris = self.bucket.proteins(copies) if uris is None else uris
+        return self.api.apply(resource(self.name, uris, self.output, endpoint, **changes))
 
     def verified(self) -> dict[str, Any]:
         """What `inferencerun verify` says."""
@@ -99,6 +141,13 @@ class Run:
     def status(self) -> dict[str, Any]:
         """Its status."""
         return self.api.status(self.name)
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """The shard manifests of the first generation."""
+        bucket, _, prefix = self.output.removeprefix("s3://").partition("/")
+        store = S3Store(bucket, prefix, endpoint_url=self.bucket.server.endpoint_url)
+        keys = sorted(item.key for item in store.list(build_shards_prefix(1)))
+        return [json.loads(store.get(key).body) for key in keys]
 
     def wait_for_records(self, count: int) -> None:
         """Wait until so many records are done."""

@@ -20,7 +20,7 @@ import kubernetes
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from contract.names import API_GROUP, API_VERSION, LABEL_RUN_UID
+from contract.names import API_GROUP, API_VERSION, CONTAINER_WORKER, LABEL_RUN_UID
 from tests.cluster.images import image_name
 
 NAMESPACE = "default"
@@ -230,7 +230,54 @@ class Api:
         return self.status(name)
 
 
-def resource(name: str, uris: list[str], output: str, endpoint: str, **changes: Any) -> dict[str, Any]:
+def evict(api: Api, name: str) -> None:
+    """The Eviction API, in the version that the server has."""
+    for version in ("v1", "v1beta1"):
+        body = {
+            "apiVersion": f"policy/{version}",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+        }
+        try:
+            api.core.create_namespaced_pod_eviction(name, NAMESPACE, body)
+        except ApiException as error:
+            if version == "v1beta1" or error.status not in {400, 404}:
+                raise
+        else:
+            return
+
+
+def worker_template(
+    endpoint: str, *, environment: dict[str, str] | None = None, pod: dict[str, Any] | None = None, **container: Any
+) -> dict[str, Any]:
+    """A template of workers that reach the store on loopback.
+
+    Args:
+        endpoint: of the store.
+        environment: more variables.
+        pod: more fields of the pod's spec.
+        container: more fields of the worker container.
+    """
+    variables = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "OMP_NUM_THREADS": "1",
+        **(environment or {}),
+    }
+    worker = {
+        "name": CONTAINER_WORKER,
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+        **container,
+    }
+    return {"spec": {"hostNetwork": True, "containers": [worker], **(pod or {})}}
+
+
+def resource(
+    name: str, uris: list[str], output: str, endpoint: str, *, labels: dict[str, str] | None = None, **changes: Any
+) -> dict[str, Any]:
     """A run whose pods reach the store on loopback.
 
     Args:
@@ -238,20 +285,9 @@ def resource(name: str, uris: list[str], output: str, endpoint: str, **changes: 
         uris: of the input.
         output: URI.
         endpoint: of the store.
+        labels: of the resource.
         changes: sections of the spec, merged over the default ones.
     """
-    environment = [
-        {"name": "AWS_ENDPOINT_URL_S3", "value": endpoint},
-        {"name": "AWS_ACCESS_KEY_ID", "value": "test"},
-        {"name": "AWS_SECRET_ACCESS_KEY", "value": "test"},
-        {"name": "AWS_REGION", "value": "us-east-1"},
-        {"name": "OMP_NUM_THREADS", "value": "1"},
-    ]
-    container = {
-        "name": "worker",
-        "env": environment,
-        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
-    }
     spec: dict[str, Any] = {
         "input": {"uris": uris, "shardBytes": "32Ki"},
         "output": {"uri": output},
@@ -259,7 +295,7 @@ def resource(name: str, uris: list[str], output: str, endpoint: str, **changes: 
         "workers": {
             "count": 2,
             "gpusPerWorker": 0,
-            "template": {"spec": {"hostNetwork": True, "containers": [container]}},
+            "template": worker_template(endpoint),
         },
         "failurePolicy": {"backoff": {"replaceSeconds": 0}},
     }
@@ -271,7 +307,7 @@ def resource(name: str, uris: list[str], output: str, endpoint: str, **changes: 
     return {
         "apiVersion": f"{API_GROUP}/{API_VERSION}",
         "kind": "InferenceRun",
-        "metadata": {"name": name, "namespace": NAMESPACE},
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels or {}},
         "spec": spec,
     }
 

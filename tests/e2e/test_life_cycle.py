@@ -6,7 +6,15 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from tests.e2e.conftest import Run
-from tests.e2e.operator import CHECKPOINT_OFTEN, SLOW_MODEL, Api, Controller, wait_for
+from tests.e2e.operator import (
+    CHECKPOINT_OFTEN,
+    NAMESPACE,
+    SLOW_MODEL,
+    Api,
+    Controller,
+    wait_for,
+    worker_template,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -167,3 +175,43 @@ def test_another_input_is_refused(run: Run, api: Api) -> None:
         wait_for(lambda: api.condition(run.name, "Accepted").get("status") == "False", "the change to be refused")
 
     assert run.verified()["records"] == 200
+
+
+def test_a_queue_admits_its_pods_and_takes_them_back(run: Run, api: Api) -> None:
+    """As Kueue does with plain pods: its label passes on, a gate is waited for, what it ends is replaced and not charged."""
+    gate = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    template = worker_template(run.bucket.server.endpoint_url, pod=gate)
+    labels = {"kueue.x-k8s.io/queue-name": "research", "team": "mine"}
+
+    run.apply(
+        copies=2,
+        labels=labels,
+        model=SLOW_MODEL,
+        checkpoint=CHECKPOINT_OFTEN,
+        workers={"count": 1, "template": template},
+    )
+    first = wait_for(lambda: api.pods(run.name), "a pod")[0]
+    admit(api, first.metadata.name)
+    run.wait_for_records(1)
+    name = wait_for(lambda: api.running_pods(run.name), "a running pod")[0].metadata.name
+    target = {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvictedDueToPreempted"}
+    api.core.patch_namespaced_pod_status(name, NAMESPACE, {"status": {"conditions": [target]}})
+    api.core.delete_namespaced_pod(name, NAMESPACE)
+    second = wait_for(lambda: [pod for pod in api.pods(run.name) if pod.metadata.name != name], "its replacement")[0]
+    admit(api, second.metadata.name)
+    status = api.wait_for_phase(run.name, "Succeeded", "Failed")
+
+    assert first.metadata.labels["kueue.x-k8s.io/queue-name"] == "research"
+    assert "team" not in first.metadata.labels
+    assert status["phase"] == "Succeeded", status
+    assert status["restarts"]["counted"] == 0
+    assert set(status["restarts"]["byClass"]) <= {"Intended"}
+    assert run.verified()["records"] == 400
+
+
+def admit(api: Api, name: str) -> None:
+    """Remove the gates of a pod, which waits until then. Servers before 1.26 have dropped them."""
+    pod = api.core.read_namespaced_pod(name, NAMESPACE)
+    if pod.spec.scheduling_gates:
+        assert pod.spec.node_name is None
+        api.core.patch_namespaced_pod(name, NAMESPACE, {"spec": {"schedulingGates": None}})

@@ -157,7 +157,7 @@ def test_patience_ends(
     store.fail_get = lambda key: Unavailable(key, "connection refused")
     store.fail_put = lambda key: OutcomeUnknown(key, "connection refused")
 
-    with pytest.raises(kind, match=r"gave up after \d+ attempts in (59|60) s; last: .*connection refused") as caught:
+    with pytest.raises(kind, match=r"gave up after \d+ attempts in (179|180) s; last: .*connection refused") as caught:
         act(committer)
 
     assert type(caught.value) is kind
@@ -165,14 +165,14 @@ def test_patience_ends(
 
 
 def test_slow_calls_spend_the_budget_too(store: FailingStore, committer: Committer, clock: FakeClock) -> None:
-    """Three calls that each hang for 20 s are the whole budget: the budget is for all time, not for the waits."""
+    """Three calls that each hang for a minute are the whole budget: the budget is for all time, not for the waits."""
 
     def hang(key: str) -> StoreError:
-        clock.now_s += 20.0
+        clock.now_s += 60.0
         return OutcomeUnknown(key, "timed out")
 
     store.fail_put = hang
-    with pytest.raises(OutcomeUnknown, match="after 3 attempts in 60 s"):
+    with pytest.raises(OutcomeUnknown, match="after 3 attempts in 180 s"):
         committer.create_immutable(KEY, b"x")
 
     assert store.num_puts == 3
