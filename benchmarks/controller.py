@@ -23,7 +23,16 @@ from typing import Any
 
 from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
-from tests.e2e.operator import NAMESPACE, Api, Controller, PodWatch, controller_environment, end, resource, wait_for
+from tests.e2e.operator import (
+    NAMESPACE,
+    Api,
+    ControllerProcess,
+    PodWatch,
+    controller_environment,
+    end,
+    resource,
+    wait_for,
+)
 from tests.servers import ministack
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -68,7 +77,9 @@ def measure(
     api = Api(cluster.kubeconfig)
     api.install_crd(PROJECT / "deploy/crd.yaml")
     settings = {"lease_namespace": "default", "poll_s": "5"}
-    controller = Controller(controller_environment(cluster.kubeconfig, environment, **settings), directory / "log")
+    controller = ControllerProcess(
+        controller_environment(cluster.kubeconfig, environment, **settings), directory / "log"
+    )
     controller.start()
     try:
         spec = resource(NAME, [f"s3://{bucket}/in.fasta"], f"s3://{bucket}/out", endpoint, workers={"count": num_pods})

@@ -2,7 +2,7 @@
 
     died            the batch runs again alone; if it dies again, its records run one by one
     raised          the batch is halved, down to single records (the process lives on, so halving is cheap)
-    did not fit     halved too, and the budget that fits is remembered
+    did not fit     halved too, and the budget that fits is remembered; so is one whose process the kernel killed for memory
     not finite      once more in fp32, alone
 A record that fails twice alone is refused (three times where SIGKILL ended the process: somebody else may have sent it).
 So one bad record costs at most four restarts of the model process, whatever the size of its batch: halving after each
@@ -97,11 +97,11 @@ class Isolator:
             yield from self.resolve(items, self._alone(items), was_alone=True)
         elif len(items) == 1:
             yield from self._judge(items[0], outcome)
-        elif isinstance(outcome, Died):
+        elif isinstance(outcome, Died) and not outcome.did_exhaust_memory:
             for item in items:
                 yield from self.resolve((item,), self._alone((item,)), was_alone=True)
         else:
-            if isinstance(outcome, DidNotFit):
+            if not isinstance(outcome, Raised):
                 self._remember_budget(items)
             for half in halves(items):
                 yield from self.resolve(half, self._alone(half), was_alone=True)
@@ -130,12 +130,14 @@ class Isolator:
         if isinstance(failure, Died):
             self._num_died += 1
             if self._num_died > MAX_DEATHS_IN_A_ROW:
-                kind = NoProgress if failure.did_hang else ModelProcessDied
-                raise kind(
+                raise _last_word(failure)(
                     f"the model process failed on each of {self._num_died} records in a row ({failure.detail}): "
                     "not the records' fault; look at the device, its driver and the memory limit"
                 )
-            verdict = Refused(item, QuarantineClass.POISON_INPUT, failure.detail, is_costly=True)
+            if failure.did_exhaust_memory:
+                self._remember_budget((item,))
+            kind = QuarantineClass.OUT_OF_MEMORY if failure.did_exhaust_memory else QuarantineClass.POISON_INPUT
+            verdict = Refused(item, kind, failure.detail, is_costly=True)
         elif is_fp32:
             assert isinstance(failure, Raised | DidNotFit), failure
             detail = f"the row holds NaN or infinity, and fp32 cannot tell: {failure.detail}"
@@ -223,3 +225,10 @@ class Isolator:
     def _remember_budget(self, items: tuple[Item, ...]) -> None:
         budget = max(1, sum(item.num_tokens for item in items) // 2)
         self.fitting_tokens = budget if self.fitting_tokens is None else min(budget, self.fitting_tokens)
+
+
+def _last_word(failure: Died) -> type[InferenceRunError]:
+    """The error of a worker whose model process dies whatever it is given."""
+    if failure.did_exhaust_memory:
+        return OutOfMemory
+    return NoProgress if failure.did_hang else ModelProcessDied

@@ -33,6 +33,7 @@ from contract.errors import GpuHardwareError, ModelError, NoProgress, OutOfMemor
 from contract.errors import ModelProcessDied as KeptDying
 from contract.settings import ModelSettings
 from worker import model_process
+from worker.memory_limit import num_memory_kills
 from worker.model_process import DeviceError, DidNotFit, Encoded, LoadFailed, Raised, Ready, Work
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Died:
     was_killed: bool = False
     """By SIGKILL, which somebody else may have sent."""
     did_hang: bool = False
+    did_exhaust_memory: bool = False
+    """Killed by the kernel for the container's memory limit."""
 
 
 Outcome = Rows | Raised | DidNotFit | Died
@@ -111,6 +114,8 @@ class ModelProcess:
         self._waiting_since = 0.0
         self._num_starts = 0
         self._num_failed_loads = 0
+        self._num_memory_kills = 0
+        """As the kernel counted when the process was started."""
         self.has_worked = False
         """Whether any batch ever came back with rows."""
         self.busy_s = 0.0
@@ -214,6 +219,7 @@ class ModelProcess:
             name="model",
             daemon=True,
         )
+        self._num_memory_kills = num_memory_kills()
         process.start()
         theirs.close()
         _limit_transfers(ours, self._no_progress_seconds)
@@ -238,6 +244,8 @@ class ModelProcess:
                 raise OutOfMemory(message.detail)
             if message.is_permanent:
                 raise ModelError(message.detail)
+        elif message.did_exhaust_memory:
+            raise OutOfMemory(f"while the model was loaded: {message.detail}")
         if _HARDWARE.search(message.detail):
             raise GpuHardwareError(message.detail)
         self._num_failed_loads += 1
@@ -282,6 +290,8 @@ class ModelProcess:
         code = self._process.exitcode
         if code is None:
             return self._kill_hanging()
+        if code == -signal.SIGKILL and num_memory_kills() > self._num_memory_kills:
+            return Died(detail="the model process was killed for the container's memory limit", did_exhaust_memory=True)
         if code < 0:
             return Died(detail=f"the model process was killed by signal {-code}", was_killed=code == -signal.SIGKILL)
         return Died(detail=f"the model process ended with exit code {code}")

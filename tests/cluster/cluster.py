@@ -279,10 +279,13 @@ class Cluster(GivenCluster):
         """Let a stopped kubelet go on."""
         node.signal_kubelet(self._node(name), signal.SIGCONT)
 
-    def pod_log(self, name: str, uid: str) -> str:
+    def pod_output(self, name: str, uid: str) -> str:
         """What the containers of a pod have written, from the node's own files: its kubelet need not run."""
-        logs = sorted(self._node(name).directory.glob(f"var-log-pods/*_{uid}/*/*.log"))
-        return "".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+        return node.pod_output(self._node(name), uid)
+
+    def kill_pod(self, name: str, uid: str) -> None:
+        """SIGKILL the processes of a pod's containers, as a crash would. Its kubelet reports it as it sees fit."""
+        node.kill_pod(self._node(name), uid)
 
     def stop_apiserver(self) -> None:
         """Kill the API server. Its database, and all pods, stay."""

@@ -106,12 +106,12 @@ def add_cgroup(path: str) -> None:
             parent = group
 
 
-def cgroup_processes(path: str) -> set[int]:
-    """Every process in `path` or below, in any hierarchy."""
+def cgroup_processes(path: str, *, within: str = "") -> set[int]:
+    """Every process in `path` or below, in any hierarchy; with `within`, only below a group of that name."""
     found: set[int] = set()
     for root, _ in _hierarchies():
         for directory, _, files in os.walk(root / path.strip("/")):
-            if "cgroup.procs" in files:
+            if "cgroup.procs" in files and (not within or within in Path(directory).parts):
                 with contextlib.suppress(FileNotFoundError, OSError):  # it may go while we look
                     found |= {int(word) for word in Path(directory, "cgroup.procs").read_text("ascii").split()}
     return found

@@ -12,6 +12,7 @@ Unlike a real node it shares the kernel's memory: only the limits of pods hold, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,6 +104,25 @@ def kill_node(node: NodeLayout, daemon: Daemon) -> None:
     """End every process of the node at once, containers included."""
     kill(daemon)
     wait_until(lambda: not machine.cgroup_processes(node.cgroup), f"the processes of {node.name} to end", 30)
+
+
+def pod_output(node: NodeLayout, uid: str) -> str:
+    """Output of a pod's containers, one after the other, without the stamps of the log files."""
+    found = []
+    for log in sorted(node.directory.glob(f"var-log-pods/*_{uid}/*/*.log")):
+        # The format of the runtime interface: time, stream, F or P (a line that goes on), text.
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, _, tag, text = line.split(" ", 3)
+            found.append(text if tag == "P" else f"{text}\n")
+    return "".join(found)
+
+
+def kill_pod(node: NodeLayout, uid: str) -> None:
+    """SIGKILL every process of a pod but the one that holds its name spaces."""
+    for pid in machine.cgroup_processes(node.cgroup, within=f"pod{uid}"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] != b"/pause":
+                os.kill(pid, signal.SIGKILL)
 
 
 def clean_up(node: NodeLayout) -> None:

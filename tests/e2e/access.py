@@ -1,55 +1,67 @@
-"""A kubeconfig of the controller's own service account, with the rights that deploy/install.yaml gives and no others."""
+"""The controller as users install it, by its chart; and a kubeconfig of its service account, for controllers beside it."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import kubernetes
 import yaml
-from kubernetes.client.exceptions import ApiException
 
+from tests.chart.rendering import CHART, NAMESPACE, RELEASE
+from tests.cluster.images import image_name
 from tests.e2e.operator import client
 
-NAMESPACE = "inferencerun"
-ACCOUNT = "inferencerun-operator"
+
+def install(kubeconfig: Path, store: dict[str, str], *, node: str, health_port: int) -> None:
+    """Install the chart, with the rights that it gives and no others.
+
+    Args:
+        kubeconfig: of the administrator.
+        store: environment that leads to the store, on loopback.
+        node: where the controller runs; tests may do without the others.
+        health_port: a free one: the nodes share the machine's network.
+    """
+    address = {"name": "INFERENCERUN_CONTROLLER_HEALTH_ADDRESS"}
+    values = {
+        "crds": {"install": False},  # tests of the definition have put it there
+        "controller": {
+            "image": _image("controller"),
+            "replicas": 1,
+            "hostNetwork": True,
+            "healthPort": health_port,
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "extraEnv": [
+                *({"name": name, "value": value} for name, value in store.items()),
+                {**address, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            ],
+            "settings": {
+                "pollSeconds": 1,
+                "leaseDurationSeconds": 4,
+                "leaseRenewDeadlineSeconds": 3,
+                "leaseRetrySeconds": 0.5,
+            },
+        },
+        "worker": {"image": _image("worker")},
+    }
+    with helm_python.Config(kubeconfig_path=str(kubeconfig), namespace=NAMESPACE) as helm:
+        helm.install(CHART, RELEASE, values, create_namespace=True)
 
 
-def controller_kubeconfig(admin: Path, manifest: Path, target: Path) -> Path:
-    """Create what `manifest` describes and write `target`, which logs in as the controller."""
-    api = client(admin)
-    core, rbac = kubernetes.client.CoreV1Api(api), kubernetes.client.RbacAuthorizationV1Api(api)
-    _ensure(partial(core.create_namespace, {"metadata": {"name": NAMESPACE}}))
-    for body in yaml.safe_load_all(manifest.read_text()):
-        namespace = body["metadata"].get("namespace")
-        match body["kind"]:
-            case "ServiceAccount":
-                _ensure(partial(core.create_namespaced_service_account, namespace, body))
-            case "ClusterRole":
-                _ensure(partial(rbac.create_cluster_role, body))
-                rbac.replace_cluster_role(body["metadata"]["name"], body)
-            case "ClusterRoleBinding":
-                _ensure(partial(rbac.create_cluster_role_binding, body))
-            case "Role":
-                _ensure(partial(rbac.create_namespaced_role, namespace, body))
-                rbac.replace_namespaced_role(body["metadata"]["name"], namespace, body)
-            case "RoleBinding":
-                _ensure(partial(rbac.create_namespaced_role_binding, namespace, body))
+def controller_kubeconfig(admin: Path, target: Path) -> Path:
+    """Write `target`, which logs in as the installed controller."""
+    core = kubernetes.client.CoreV1Api(client(admin))
     audience: dict[str, Any] = {"spec": {"audiences": None, "expirationSeconds": 7200}}
-    token = core.create_namespaced_service_account_token(ACCOUNT, NAMESPACE, audience).status.token
+    token = core.create_namespaced_service_account_token(RELEASE, NAMESPACE, audience).status.token
     config = yaml.safe_load(admin.read_text())
     for user in config["users"]:
         user["user"] = {"token": token}
+    target.touch(mode=0o600)
     target.write_text(yaml.safe_dump(config))
-    target.chmod(0o600)
     return target
 
 
-def _ensure(create: Any) -> None:
-    """Create it unless it is there."""
-    try:
-        create()
-    except ApiException as error:
-        if error.status != 409:
-            raise
+def _image(target: str) -> dict[str, str]:
+    repository, _, tag = image_name(target).rpartition(":")
+    return {"repository": repository, "tag": tag, "pullPolicy": "Never"}

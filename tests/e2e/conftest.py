@@ -20,8 +20,8 @@ from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
 from tests.cluster.layout import LOOPBACK
 from tests.cluster.machine import free_ports
-from tests.e2e.access import controller_kubeconfig
-from tests.e2e.operator import Api, Controller, controller_environment, end, resource, verified, wait_for
+from tests.e2e.access import controller_kubeconfig, install
+from tests.e2e.operator import Api, ControllerPod, resource, verified, wait_for
 from tests.servers import S3Server
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -103,20 +103,34 @@ def bucket(s3_server: S3Server, cluster: Cluster) -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="session")
-def access(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kubeconfig of the controller, with the rights that it is given and no others."""
-    target = tmp_path_factory.mktemp("access") / "kubeconfig"
-    return controller_kubeconfig(cluster.kubeconfig, PROJECT / "deploy/install.yaml", target)
+def installed(cluster: Cluster, api: Api, bucket: Bucket) -> ControllerPod:
+    """The controller, from its image, as the chart installs it on the first node."""
+    assert api, "the definition is there"
+    (port,) = free_ports(1)
+    install(cluster.kubeconfig, bucket.server.environment, node=cluster.node_names()[0], health_port=port)
+    return ControllerPod(cluster)
 
 
 @pytest.fixture
-def controller(access: Path, api: Api, bucket: Bucket, tmp_path: Path) -> Iterator[Controller]:
-    """A controller of this test's own, started."""
-    found = Controller(controller_environment(access, bucket.server.environment), tmp_path / "controller.log")
-    found.start()
-    yield found
-    if found.process is not None:
-        end(found.process)
+def controller(installed: ControllerPod) -> ControllerPod:
+    """The controller, ready."""
+    installed.start()
+    return installed
+
+
+@pytest.fixture
+def no_controller(installed: ControllerPod) -> Iterator[ControllerPod]:
+    """The chart's controller, scaled to zero for the test, which brings its own."""
+    installed.stop()
+    yield installed
+    installed.start()
+
+
+@pytest.fixture(scope="session")
+def access(cluster: Cluster, installed: ControllerPod, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kubeconfig of the controller's own account."""
+    assert installed, "the account is there"
+    return controller_kubeconfig(cluster.kubeconfig, tmp_path_factory.mktemp("access") / "kubeconfig")
 
 
 @dataclass
@@ -159,11 +173,14 @@ class Run:
 
 
 @pytest.fixture
-def run(api: Api, bucket: Bucket, controller: Controller) -> Iterator[Run]:
-    """A run's name and output; the run is deleted afterwards."""
+def run(api: Api, bucket: Bucket, installed: ControllerPod, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """A run's name and output; the run is deleted afterwards, by the chart's controller."""
+    if "no_controller" not in request.fixturenames:
+        installed.start()
     number = next(_names)
     found = Run(f"run-{os.getpid()}-{number}", f"s3://{bucket.name}/runs/{os.getpid()}-{number}", api, bucket)
     yield found
+    installed.start()
     if api.run(found.name) is not None:
         api.delete(found.name, waits_for_pods=False)  # some may be on nodes that are lost
         wait_for(lambda: api.run(found.name) is None, f"run {found.name} to go", patience_s=90)

@@ -21,6 +21,9 @@ import urllib3
 from kubernetes.client.exceptions import ApiException
 
 from contract.names import API_GROUP, API_VERSION, CONTAINER_WORKER, LABEL_RUN_UID
+from tests.chart.rendering import NAMESPACE as INSTALLED_IN
+from tests.chart.rendering import RELEASE
+from tests.cluster.cluster import Cluster
 from tests.cluster.images import image_name
 
 NAMESPACE = "default"
@@ -44,8 +47,8 @@ def wait_for(
 
 
 @dataclass
-class Controller:
-    """One controller process."""
+class ControllerProcess:
+    """A controller as a process of this machine."""
 
     environment: dict[str, str]
     log: Path
@@ -58,17 +61,21 @@ class Controller:
                 [sys.executable, "-m", "controller"], env=self.environment, stdout=log, stderr=log
             )
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it while in the block."""
+        self.start()
+        try:
+            yield
+        finally:
+            assert self.process is not None
+            end(self.process)
+
     def kill(self) -> None:
         """SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(20)
 
     @property
     def is_running(self) -> bool:
@@ -85,6 +92,67 @@ class Controller:
         assert self.process is not None
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+class ControllerPod:
+    """The controller that the chart has installed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        api = client(cluster.kubeconfig)
+        self._cluster = cluster
+        self._core = kubernetes.client.CoreV1Api(api)
+        self._apps = kubernetes.client.AppsV1Api(api)
+
+    def start(self) -> None:
+        """Have one run, and wait until it is ready."""
+        self._scale(1)
+        wait_for(lambda: self.is_running, "the controller to be ready", patience_s=120, why=self._pods)
+
+    def stop(self) -> None:
+        """Have none run."""
+        self._scale(0)
+        wait_for(lambda: not self._pods(), "the controller to end", patience_s=60)
+
+    def crash(self) -> None:
+        """SIGKILL of its processes. The kubelet starts it again: at once, then after waits that double from 10 s on."""
+        for pod in self._pods():
+            if pod.spec.node_name:
+                self._cluster.kill_pod(pod.spec.node_name, pod.metadata.uid)
+
+    def kill(self) -> None:
+        """The same, and its pod is gone with them; another takes its place at once."""
+        pods = self._pods()
+        self.crash()
+        for pod in pods:
+            try:
+                self._core.delete_namespaced_pod(pod.metadata.name, INSTALLED_IN, grace_period_seconds=0)
+            except ApiException as error:
+                if error.status != 404:
+                    raise
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is ready."""
+        return any(
+            condition.type == "Ready" and condition.status == "True"
+            for pod in self._pods()
+            if pod.metadata.deletion_timestamp is None
+            for condition in pod.status.conditions or []
+        )
+
+    def instances(self) -> dict[str, int]:
+        """Restarts of each of its pods: a change says that it did not survive."""
+        return {
+            pod.metadata.uid: sum(status.restart_count for status in pod.status.container_statuses or [])
+            for pod in self._pods()
+        }
+
+    def _pods(self) -> list[Any]:
+        selector = "app.kubernetes.io/component=controller"
+        return list(self._core.list_namespaced_pod(INSTALLED_IN, label_selector=selector).items)
+
+    def _scale(self, count: int) -> None:
+        self._apps.patch_namespaced_deployment_scale(RELEASE, INSTALLED_IN, {"spec": {"replicas": count}})
 
 
 @dataclass

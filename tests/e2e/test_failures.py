@@ -116,18 +116,24 @@ def test_records_that_kill_are_quarantined_and_no_others(run: Run, api: Api, buc
     assert run.verified()["records"] == 2 * FEW_RECORDS - 2
 
 
+@pytest.mark.parametrize("takes_container", [True, False], ids=["container", "process"])
 @pytest.mark.usefixtures("model_map")
-def test_a_batch_beyond_the_memory_limit_is_halved(run: Run, api: Api, bucket: Bucket) -> None:
-    """The kernel kills the container; its shard gets half the token budget, which fits, and keeps it."""
+def test_a_batch_beyond_the_memory_limit_is_halved(
+    run: Run, api: Api, bucket: Bucket, *, takes_container: bool
+) -> None:
+    """The kernel kills the container, or the model's process alone; a smaller budget fits, and stays with the shard."""
     uri = store_object(bucket, [sequence_of(number) for number in range(3 * FEW_RECORDS)])
 
-    apply_harmful(run, [uri], parameters={"max_tokens": 700})
+    apply_harmful(run, [uri], parameters={"max_tokens": 700, "takes_container": takes_container})
     status = api.wait_for_phase(run.name, "Succeeded", "Failed")
+    (manifest,) = run.manifests()
 
     assert status["phase"] == "Succeeded", status
-    assert status["restarts"]["byClass"] == {"OutOfMemory": 1}
+    # A kubelet may have the kernel kill all processes where one would do.
+    killed = [{"OutOfMemory": 1}] if takes_container else [{}, {"OutOfMemory": 1}]
+    assert status["restarts"]["byClass"] in killed, status["lastFailures"]
     assert status["quarantined"] == 0
-    assert [manifest["hints"]["tokenBudget"] for manifest in run.manifests()] == [512]
+    assert 256 <= manifest["hints"]["tokenBudget"] <= 512
     assert run.verified()["records"] == 3 * FEW_RECORDS
 
 

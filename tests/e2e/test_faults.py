@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from tests.e2e.operator import (
     NAMESPACE,
     SLOW_MODEL,
     Api,
-    Controller,
+    ControllerPod,
+    ControllerProcess,
     PodWatch,
-    end,
+    controller_environment,
     evict,
     wait_for,
     worker_template,
@@ -67,17 +69,17 @@ def ended_well(run: Run, api: Api, *, records: int) -> dict[str, Any]:
 
 
 def test_a_controller_that_is_killed_at_random_moments(
-    run: Run, api: Api, cluster: Cluster, controller: Controller
+    run: Run, api: Api, cluster: Cluster, controller: ControllerPod
 ) -> None:
     """Twenty SIGKILLs: never a pod too many, no restart counted that was none, every record once."""
     chance = random.Random(20)
     with PodWatch(cluster.kubeconfig).watching() as watch:
-        slow(run, copies=6)
+        slow(run, copies=16)
         for _ in range(KILLS):
-            time.sleep(chance.uniform(0.3, 4.0))
+            # Its successor needs some 3 s to start, and 4 s until the Lease of the dead is over.
+            time.sleep(chance.uniform(0.3, 10.0))
             controller.kill()
-            controller.start()
-        ended_well(run, api, records=1200)
+        ended_well(run, api, records=3200)
     events = [(at_s, 1) for at_s in watch.created().values()] + [(at_s, -1) for at_s in watch.ended().values()]
     living = peak = 0
     for _, change in sorted(events):
@@ -88,54 +90,69 @@ def test_a_controller_that_is_killed_at_random_moments(
     assert run.status()["restarts"]["total"] == 0
 
 
-def test_two_controllers_at_once(run: Run, api: Api, cluster: Cluster, controller: Controller, tmp_path: Any) -> None:
+def test_a_controller_that_is_killed_is_started_again_by_its_kubelet(
+    run: Run, api: Api, cluster: Cluster, controller: ControllerPod
+) -> None:
+    """Its process alone dies: the same pod goes on with the run."""
+    before = controller.instances()
+    slow(run, copies=2)
+    run.wait_for_records(1)
+
+    controller.crash()
+    ended_well(run, api, records=400)
+
+    assert {uid: count - before[uid] for uid, count in controller.instances().items()} == dict.fromkeys(before, 1)
+
+
+def test_two_controllers_at_once(
+    run: Run, api: Api, cluster: Cluster, controller: ControllerPod, bucket: Bucket, tmp_path: Path
+) -> None:
     """Neither knows of the other, as after a pause of the leader: no pod too many, and a lost pod is counted once."""
-    environment = {
-        **controller.environment,
-        "KUBECONFIG": str(cluster.kubeconfig),  # the chart lets a controller have its own Lease only
-        "INFERENCERUN_CONTROLLER_LEASE_NAME": "another",
-        "INFERENCERUN_CONTROLLER_IDENTITY": "another",
-    }
-    other = Controller(environment, tmp_path / "other.log")
-    other.start()
-    try:
+    # The chart gives the right to one Lease only, so the rival logs in as the administrator.
+    environment = controller_environment(
+        cluster.kubeconfig, bucket.server.environment, lease_name="another", identity="another"
+    )
+    other = ControllerProcess(environment, tmp_path / "other.log")
+    with other.running():
         slow(run, copies=2)
         run.wait_for_records(1)
+        wait_for(lambda: _says(other, "leading"), "the other to lead")
         evict(api, api.running_pods(run.name)[0].metadata.name)
         status = ended_well(run, api, records=400)
-    finally:
-        assert other.process is not None
-        end(other.process)
+        assert other.is_running
 
+    assert controller.is_running
     assert status["restarts"]["byClass"] == {"SpotEviction": 1}
 
 
-def test_a_standby_takes_over(run: Run, api: Api, controller: Controller, tmp_path: Any) -> None:
+@pytest.mark.usefixtures("no_controller")
+def test_a_standby_takes_over(run: Run, api: Api, access: Path, bucket: Bucket, tmp_path: Path) -> None:
     """Of two controllers one leads; when it is killed the other goes on within the Lease's time."""
-    wait_for(lambda: _says(controller, "leading"), "the first to lead")
-    environment = {**controller.environment, "INFERENCERUN_CONTROLLER_IDENTITY": "standby"}
-    standby = Controller(environment, tmp_path / "standby.log")
-    standby.start()
-    try:
-        wait_for(lambda: _says(standby, "probes"), "the second to be up")
-        run.apply()
-        wait_for(lambda: api.pods(run.name), "a pod")
-        assert not _says(standby, "leading")
-        controller.kill()
-        killed_s = time.monotonic()
-        wait_for(lambda: _says(standby, "leading"), "the second to lead")
-        took_s = time.monotonic() - killed_s
-        status = api.wait_for_phase(run.name, "Succeeded", "Failed")
-    finally:
-        assert standby.process is not None
-        end(standby.process)
+    first, standby = (
+        ControllerProcess(
+            controller_environment(access, bucket.server.environment, identity=name), tmp_path / f"{name}.log"
+        )
+        for name in ("first", "standby")
+    )
+    with first.running():
+        wait_for(lambda: _says(first, "leading"), "the first to lead")
+        with standby.running():
+            wait_for(lambda: _says(standby, "probes"), "the second to be up")
+            run.apply()
+            wait_for(lambda: api.pods(run.name), "a pod")
+            assert not _says(standby, "leading")
+            first.kill()
+            killed_s = time.monotonic()
+            wait_for(lambda: _says(standby, "leading"), "the second to lead")
+            took_s = time.monotonic() - killed_s
+            status = api.wait_for_phase(run.name, "Succeeded", "Failed")
 
     assert took_s < 10  # the tests' Lease lasts 4 s
     assert status["phase"] == "Succeeded"
     assert run.verified()["records"] == 200
 
 
-def _says(controller: Controller, message: str) -> bool:
+def _says(controller: ControllerProcess, message: str) -> bool:
     return any(line["message"] == message for line in controller.lines())
 
 
@@ -180,25 +197,25 @@ def _waits(watch: PodWatch) -> list[float]:
     return waits
 
 
-def test_an_api_server_that_is_away(run: Run, api: Api, cluster: Cluster, controller: Controller) -> None:
+def test_an_api_server_that_is_away(run: Run, api: Api, cluster: Cluster, controller: ControllerPod) -> None:
     """For 90 s: workers go on, the controller waits, and the run ends without anybody's help."""
+    before = controller.instances()
     slow(run, copies=12)
     run.wait_for_records(1)
 
     cluster.stop_apiserver()
     time.sleep(90)
-    assert controller.is_running
     cluster.start_apiserver()
 
     ended_well(run, api, records=2400)
-    assert controller.is_running
+    assert controller.instances() == before
 
 
-def test_a_store_that_is_down(run: Run, api: Api, bucket: Bucket, controller: Controller) -> None:
+def test_a_store_that_is_down(run: Run, api: Api, bucket: Bucket, controller: ControllerPod) -> None:
     """For 60 s, to everybody: workers wait with what they have, and go on; none ends, nothing is lost or charged."""
     slow(run, copies=4)
     run.wait_for_records(1)
-    before = {pod.metadata.name for pod in api.pods(run.name)}
+    before, instances = {pod.metadata.name for pod in api.pods(run.name)}, controller.instances()
 
     bucket.gate.shut()
     time.sleep(60)
@@ -208,7 +225,7 @@ def test_a_store_that_is_down(run: Run, api: Api, bucket: Bucket, controller: Co
     assert during == before
     status = ended_well(run, api, records=800)
     assert status["restarts"]["total"] == 0
-    assert controller.is_running
+    assert controller.instances() == instances
 
 
 @pytest.fixture(scope="module")

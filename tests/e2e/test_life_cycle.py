@@ -11,7 +11,7 @@ from tests.e2e.operator import (
     NAMESPACE,
     SLOW_MODEL,
     Api,
-    Controller,
+    ControllerPod,
     wait_for,
     worker_template,
 )
@@ -52,7 +52,7 @@ def test_a_bad_spec_is_not_accepted(run: Run, api: Api) -> None:
     assert api.pods(run.name) == []
 
 
-def test_suspend_drains_and_resume_goes_on(run: Run, api: Api, controller: Controller) -> None:
+def test_suspend_drains_and_resume_goes_on(run: Run, api: Api, controller: ControllerPod) -> None:
     """Suspended: pods drain, what they finished is committed, nothing is charged. Resumed: the run ends complete."""
     run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     run.wait_for_records(1)
@@ -70,7 +70,7 @@ def test_suspend_drains_and_resume_goes_on(run: Run, api: Api, controller: Contr
     assert run.verified()["records"] == 400
 
 
-def test_scale_down_and_up(run: Run, api: Api, controller: Controller) -> None:
+def test_scale_down_and_up(run: Run, api: Api, controller: ControllerPod) -> None:
     """4 -> 1 -> 4 workers while it runs: surplus pods drain, new ones come, nothing is lost."""
     run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, workers={"count": 4})
     wait_for(lambda: len(api.running_pods(run.name)) == 4, "four pods to run")
@@ -126,7 +126,7 @@ def test_a_deadline_fails_the_run_and_keeps_what_is_done(run: Run, api: Api) -> 
     assert run.verified()["records"] == 1200
 
 
-def test_restart_opens_one_new_generation(run: Run, api: Api, controller: Controller) -> None:
+def test_restart_opens_one_new_generation(run: Run, api: Api, controller: ControllerPod) -> None:
     """Once for the change of the spec, however often the controller starts."""
     run.apply()
     first = api.wait_for_phase(run.name, "Succeeded", "Failed")
@@ -134,7 +134,6 @@ def test_restart_opens_one_new_generation(run: Run, api: Api, controller: Contro
     api.patch(run.name, {"resume": "Restart"})
     wait_for(lambda: run.status().get("phase") not in {"Succeeded", None}, "the run to begin anew")
     controller.kill()
-    controller.start()
     second = api.wait_for_phase(run.name, "Succeeded", "Failed")
 
     assert first["progress"]["records"] == second["progress"]["records"] == 200

@@ -21,17 +21,26 @@ from worker.model_process import DidNotFit, Raised
 DIED = Died(detail="the model process was killed by signal 11")
 KILLED = Died(detail="the model process was killed by signal 9", was_killed=True)
 HUNG = Died(detail="no batch finished for 1 s", did_hang=True)
+EXHAUSTED = Died(detail="the model process was killed for the container's memory limit", did_exhaust_memory=True)
 RAISED = Raised(detail="ValueError: no")
 DID_NOT_FIT = DidNotFit(detail="out of memory")
 NAN = "nan"
 NAN_AND_RAISES = "nan, raises in fp32"
 OVERFLOWS = "beyond the stored dtype"
 
-HARMS = {"died": DIED, "killed": KILLED, "hung": HUNG, "raised": RAISED, "does not fit": DID_NOT_FIT}
+HARMS = {
+    "died": DIED,
+    "killed": KILLED,
+    "hung": HUNG,
+    "exhausts memory": EXHAUSTED,
+    "raised": RAISED,
+    "does not fit": DID_NOT_FIT,
+}
 CLASSES = {
     "died": QuarantineClass.POISON_INPUT,
     "killed": QuarantineClass.POISON_INPUT,
     "hung": QuarantineClass.POISON_INPUT,
+    "exhausts memory": QuarantineClass.OUT_OF_MEMORY,
     "raised": QuarantineClass.POISON_INPUT,
     "does not fit": QuarantineClass.OUT_OF_MEMORY,
     NAN: QuarantineClass.NON_FINITE,
@@ -198,16 +207,17 @@ def test_a_batch_that_raises_is_halved_down_to_the_record() -> None:
     assert len(script.runs) == 2 * 4 + 1
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_budget_remembered() -> None:
+@pytest.mark.parametrize("failure", [DID_NOT_FIT, EXHAUSTED], ids=["of the device", "of the container"])
+def test_a_batch_beyond_the_memory_is_halved_and_the_budget_remembered(failure: Outcome) -> None:
     """Above 40 tokens nothing fits: halves of 32 do, and 32 is what is remembered."""
 
     def run(records: tuple[Item, ...], *, is_fp32: bool = False) -> Outcome:
-        return DID_NOT_FIT if sum(one.num_tokens for one in records) > 40 else good(records)
+        return failure if sum(one.num_tokens for one in records) > 40 else good(records)
 
     one = Isolator(run, dtype=torch.float32)
     batch = items(range(16), tokens=8)
 
-    pieces = list(one.resolve(batch, DID_NOT_FIT))
+    pieces = list(one.resolve(batch, failure))
 
     assert finished(pieces) == list(range(16))
     assert one.fitting_tokens == 32
@@ -332,7 +342,9 @@ def test_adjacent_records_that_kill_are_all_found() -> None:
     assert script.num_deaths == 2 + 3 * 2
 
 
-@pytest.mark.parametrize(("harm", "error"), [("died", ModelProcessDied), ("hung", NoProgress)])
+@pytest.mark.parametrize(
+    ("harm", "error"), [("died", ModelProcessDied), ("hung", NoProgress), ("exhausts memory", OutOfMemory)]
+)
 def test_a_process_that_fails_on_everything_blames_no_record(harm: str, error: type[Exception]) -> None:
     """After three records in a row it is not the records: the worker ends, and no verdict has left the isolator."""
     script = Script(dict.fromkeys(range(20), harm))
@@ -396,7 +408,7 @@ def harmed(draw: Callable) -> tuple[int, dict[int, str]]:
     in_a_row = 0
     for number in range(size):
         harm = draw(st.one_of(st.none(), st.none(), st.sampled_from(kinds)))
-        is_death = harm in {"died", "killed", "hung"}
+        is_death = harm in {"died", "killed", "hung", "exhausts memory"}
         if harm is None or (is_death and in_a_row == MAX_DEATHS_IN_A_ROW):
             in_a_row = 0
             continue
