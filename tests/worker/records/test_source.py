@@ -82,7 +82,7 @@ def test_a_read_gives_up_after_the_budget() -> None:
         source.read(0, 4)
 
     assert BUDGET_S - 2 < clock.now_s <= BUDGET_S
-    assert BUDGET_S <= store.num_gets < 100
+    assert BUDGET_S <= store.num_gets < BUDGET_S + 40
 
 
 def test_a_refusal_is_not_tried_again() -> None:
