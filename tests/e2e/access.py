@@ -49,6 +49,12 @@ def install(kubeconfig: Path, store: dict[str, str], *, node: str, health_port: 
         helm.install(CHART, RELEASE, values, create_namespace=True)
 
 
+def uninstall(kubeconfig: Path) -> None:
+    """Undo `install`; does nothing where that has not been done."""
+    with helm_python.Config(kubeconfig_path=str(kubeconfig), namespace=NAMESPACE) as helm:
+        helm.uninstall(RELEASE, ignore_not_found=True)
+
+
 def controller_kubeconfig(admin: Path, target: Path) -> Path:
     """Write `target`, which logs in as the installed controller."""
     core = kubernetes.client.CoreV1Api(client(admin))

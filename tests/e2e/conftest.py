@@ -20,7 +20,7 @@ from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
 from tests.cluster.layout import LOOPBACK
 from tests.cluster.machine import free_ports
-from tests.e2e.access import controller_kubeconfig, install
+from tests.e2e.access import controller_kubeconfig, install, uninstall
 from tests.e2e.operator import Api, ControllerPod, resource, verified, wait_for
 from tests.servers import S3Server
 
@@ -103,12 +103,14 @@ def bucket(s3_server: S3Server, cluster: Cluster) -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Cluster, api: Api, bucket: Bucket) -> ControllerPod:
+def installed(cluster: Cluster, api: Api, bucket: Bucket) -> Iterator[ControllerPod]:
     """The controller, from its image, as the chart installs it on the first node."""
     assert api, "the definition is there"
     (port,) = free_ports(1)
+    uninstall(cluster.kubeconfig)  # of a session that was cut off
     install(cluster.kubeconfig, bucket.server.environment, node=cluster.node_names()[0], health_port=port)
-    return ControllerPod(cluster)
+    yield ControllerPod(cluster)
+    uninstall(cluster.kubeconfig)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,13 +38,13 @@ _objects = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def model_map(api: Api) -> str:
+def model_map(api: Api) -> Iterator[str]:
     """Name of a ConfigMap that holds the module `harmful_model`."""
+    name = f"{MODEL}-{os.getpid()}"
     source = Path(__file__).with_name("harmful_model.py").read_text(encoding="utf-8")
-    api.core.create_namespaced_config_map(
-        NAMESPACE, {"metadata": {"name": MODEL}, "data": {"harmful_model.py": source}}
-    )
-    return MODEL
+    api.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": name}, "data": {"harmful_model.py": source}})
+    yield name
+    api.core.delete_namespaced_config_map(name, NAMESPACE)
 
 
 def sequence_of(number: int) -> str:
@@ -71,7 +72,7 @@ def apply_harmful(run: Run, uris: list[str], *, parameters: dict[str, Any] | Non
     template = worker_template(
         run.bucket.server.endpoint_url,
         environment={"PYTHONPATH": "/app:/models"},
-        pod={"volumes": [{"name": "models", "configMap": {"name": MODEL}}]},
+        pod={"volumes": [{"name": "models", "configMap": {"name": f"{MODEL}-{os.getpid()}"}}]},
         # Equal, so that the kernel's choice of the process to kill is ours (oom_score_adj).
         resources={"requests": resources, "limits": resources},
         volumeMounts=[mount],
