@@ -55,6 +55,8 @@ LABEL_GENERATION = "inferencerun.dev/generation"
 """Generation in the store (`run.json`) that a worker pod works on; not metadata.generation."""
 ANNOTATION_INTENT = "inferencerun.dev/intent"
 """On a worker pod that the controller is about to delete: why (`controller.observed.Intent`)."""
+ANNOTATION_AVOIDS = "inferencerun.dev/avoids"
+"""On a worker pod: the nodes, by name and parted by spaces, that it keeps away from because their breaker was open."""
 ANNOTATION_RETRY = "inferencerun.dev/retry"
 """On a run: set to another text than before (the time, say), it closes the run's breakers, begins its waits and its deadline
 anew, and lets a run that has failed go on."""

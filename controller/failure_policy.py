@@ -165,6 +165,7 @@ _KUBELET_STOPS = frozenset({"Evicted", "Preempting", _DEADLINE})
 _INTENTS = {
     Intent.CHANGES_CAPACITY: "we stopped it: its place changes between spot and on-demand capacity",
     Intent.SCALE_DOWN: "we stopped it: the run needs fewer workers",
+    Intent.AVOIDS_IN_VAIN: "we stopped it: it waited for a node, and kept away from one that is tried again",
     Intent.SUSPENDED: "we stopped it: the run is suspended",
     Intent.RUN_ENDED: "we stopped it: the run has ended",
     Intent.CIRCUIT_OPEN: "we stopped it: the run's breaker is open",

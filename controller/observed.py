@@ -47,6 +47,8 @@ class Intent(StrEnum):
     RUN_ENDED = "runEnded"
     CHANGES_CAPACITY = "changesCapacity"
     """Its place goes over from spot capacity to on-demand, or back."""
+    AVOIDS_IN_VAIN = "avoidsInVain"
+    """It waits for a node, and keeps away from one that need not be avoided any more."""
     CIRCUIT_OPEN = "circuitOpen"
     COORDINATOR_STOPPED = "coordinatorStopped"
     """Ctrl-C, or the coordinator ends for another reason; the planner never gives it."""
@@ -114,6 +116,8 @@ class WorkerView:
     """Why it has not started yet, as scheduler or kubelet say; empty = it runs, or nobody has said."""
     is_on_demand: bool = False
     """Whether it was started on capacity that is not taken away, although the run prefers spot."""
+    avoids: tuple[str, ...] = ()
+    """Nodes that it keeps away from because their breaker was open when it was made."""
     evidence: Evidence | None = None
     """Set when ended."""
 

@@ -298,6 +298,8 @@ def _stops(
 ) -> tuple[StopWorker, ...]:
     holders = _holders(observed)
     working = [worker for worker in observed.workers if worker.state in {WorkerState.STARTING, WorkerState.RUNNING}]
+    live = {worker.node for worker in observed.workers if worker.is_live}
+    avoided = set(nodes_to_avoid(memory.nodes, occupied=live, now=now))
     taken: set[int] = set()
     stops: list[StopWorker] = []
     for worker in sorted(working, key=lambda item: (item.slot, item.attempt, item.uid)):
@@ -307,6 +309,8 @@ def _stops(
             intent = Intent.SCALE_DOWN
         elif goal.stops_idle is not None and worker.uid not in holders:
             intent = goal.stops_idle
+        elif not worker.node and not set(worker.avoids) <= avoided:
+            intent = Intent.AVOIDS_IN_VAIN
         else:
             intent = _overdue(run, worker, observed, memory, now)
         taken.add(worker.slot)

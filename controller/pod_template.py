@@ -172,6 +172,8 @@ def build_pod(
     )
     if memory_bytes is not None:
         _limit_memory(pod["spec"], memory_bytes)
+    if avoid_nodes:
+        pod["metadata"]["annotations"][names.ANNOTATION_AVOIDS] = " ".join(avoid_nodes)
     _constrain(pod["spec"], run, is_spot=is_spot, avoid_nodes=avoid_nodes)
     return pod
 

@@ -119,6 +119,8 @@ class PodFacts:
     """Why no node takes it, in the scheduler's words; empty = one does, or the scheduler has not looked yet."""
     deletion_at: datetime | None
     """`metadata.deletionTimestamp`: when its grace period is over."""
+    avoids: tuple[str, ...]
+    """Nodes that it keeps away from for our sake, not that of its template."""
     waiting_reason: str
     waiting_message: str
     evidence: Evidence
@@ -192,6 +194,7 @@ def read_pod(pod: Mapping[str, Any]) -> PodFacts:
         is_gated=bool(spec.get("schedulingGates")),
         unscheduled=_text(scheduled.get("message")) if scheduled.get("status") == "False" else "",
         deletion_at=_instant(metadata.get("deletionTimestamp")),
+        avoids=tuple(_text(_object(metadata.get("annotations")).get(names.ANNOTATION_AVOIDS)).split()),
         waiting_reason=_text(waiting.get("reason")),
         waiting_message=_text(waiting.get("message")),
         evidence=_own_evidence(
@@ -297,6 +300,7 @@ def worker_view(pod: PodFacts, *, node: NodeFacts | None, run_uid: str, now: dat
         started_at=pod.started_at,
         waits_for=_waits_for(pod) if state is WorkerState.STARTING else "",
         is_on_demand=pod.is_on_demand,
+        avoids=pod.avoids,
         evidence=_evidence(pod, node) if state is WorkerState.ENDED else None,
     )
 

@@ -14,7 +14,7 @@ from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog
 from controller.api import InferenceRun
 from controller.breaker import NodeBreaker, RunBreaker
 from controller.memory import RunMemory, Slot
-from controller.observed import Evidence, Intent, NodeState, Observed, WorkerState
+from controller.observed import Evidence, Intent, NodeState, Observed, WorkerState, WorkerView
 from controller.planner import FOLLOW_UP_S, MAX_LOGS, MAX_STARTS, RESYNC_S, plan, worker_name
 from tests import make
 
@@ -151,6 +151,22 @@ def test_a_bad_node_is_avoided() -> None:
     (start,) = (item for item in decision.actions if isinstance(item, StartWorker))
     assert start.avoid_nodes == ("bad",)
     assert _status_of(decision, ConditionType.DEGRADED) == "True"
+
+
+def test_a_worker_that_waits_for_a_node_need_not_avoid_what_nobody_avoids_any_more() -> None:
+    """Its affinity stays as it was made: with no other node it would wait for ever, and the bad one was never probed."""
+    node = NodeBreaker(node="bad", scores=((make.NOW, 3),), avoided_until=make.later(60))
+    waiting = replace(make.worker(0, node="", state=WorkerState.STARTING), avoids=("bad",))
+    placed = replace(make.worker(0, node="good", state=WorkerState.STARTING), avoids=("bad",))
+
+    def stops(worker: WorkerView, *, after_s: float) -> list[Intent]:
+        look = make.observed(workers=(worker,))
+        decision = _decide(look, memory=RunMemory(nodes=(node,)), now=make.later(after_s))
+        return [item.intent for item in decision.actions if isinstance(item, StopWorker)]
+
+    assert stops(waiting, after_s=59) == []
+    assert stops(waiting, after_s=60) == [Intent.AVOIDS_IN_VAIN]
+    assert stops(placed, after_s=60) == []
 
 
 @pytest.mark.parametrize(

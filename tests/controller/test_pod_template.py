@@ -273,6 +273,14 @@ def test_nodes_to_avoid() -> None:
     }
 
 
+def test_a_pod_tells_which_nodes_it_avoids_for_our_sake() -> None:
+    """The controller reads them back, and takes them for no others that the template keeps away from."""
+    told = read_pod({**pod(avoid_nodes=("a", "b")), "status": {}})
+
+    assert told.avoids == ("a", "b")
+    assert read_pod({**pod(), "status": {}}).avoids == ()
+
+
 def test_karpenter_is_asked_politely() -> None:
     """It launches no node for a pod that requires anything of a host name, or of a field."""
     found = pod(capacity("karpenter"), avoid_nodes=("a", "b"))
