@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,25 @@ GPU_RESOURCE = "nvidia.com/gpu"
 KUBECONFIG_VARIABLE = "E2E_KUBECONFIG"
 
 _PORT_NAMES = [field.name for field in fields(Ports)]
+
+
+@dataclass(frozen=True)
+class AuditedRequest:
+    """A request as the API server has noted it."""
+
+    group: str
+    resource: str
+    """With its subresource: `pods/log`."""
+    verb: str
+    is_allowed: bool
+
+    @classmethod
+    def of(cls, event: dict[str, Any]) -> AuditedRequest:
+        """The request of an audit event; one for no resource, such as /apis, has an empty resource."""
+        what = event.get("objectRef") or {}
+        parts = [what[name] for name in ("resource", "subresource") if what.get(name)]
+        decision = (event.get("annotations") or {}).get("authorization.k8s.io/decision")
+        return cls(what.get("apiGroup", ""), "/".join(parts), event["verb"], decision != "forbid")
 
 
 class GivenCluster:
@@ -296,6 +315,13 @@ class Cluster(GivenCluster):
         """Start the API server again, at the same address, and wait until it is ready."""
         self._start_apiserver()
         control_plane.wait_ready(self._running_layout, self._watched())
+
+    def requests_of(self, namespace: str, account: str) -> list[AuditedRequest]:
+        """What a service account has asked the API server for so far, refused requests too."""
+        user = f"system:serviceaccount:{namespace}:{account}"
+        lines = self._running_layout.audit_log.read_text(encoding="utf-8").splitlines(keepends=True)
+        events = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be being written
+        return [AuditedRequest.of(event) for event in events if event["user"]["username"] == user]
 
     def load_image(self, archive: Path) -> None:
         """Give every node, and those added later, the images of a docker archive. The file must stay where it is."""

@@ -14,6 +14,14 @@ from tests.cluster.processes import Daemon, start, wait_until
 from tests.cluster.programs import run
 
 APISERVER = "kube-apiserver"
+_AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
+  - {level: None}
+"""
 
 
 def make_certificates(layout: Layout) -> None:
@@ -50,8 +58,12 @@ def start_etcd(layout: Layout, binaries: Binaries) -> Daemon:
 def start_apiserver(layout: Layout, binaries: Binaries) -> Daemon:
     """The API server; `wait_ready` tells when it answers."""
     certificates = layout.certificates
+    policy = certificates / "audit.yaml"
+    policy.write_text(_AUDIT_POLICY, encoding="ascii")
     command: list[str | Path] = [
         binaries.program(APISERVER),
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={layout.audit_log}",
         f"--etcd-servers=http://{LOOPBACK}:{layout.ports.etcd_client}",
         f"--bind-address={LOOPBACK}",
         f"--secure-port={layout.ports.apiserver}",
@@ -60,6 +72,8 @@ def start_apiserver(layout: Layout, binaries: Binaries) -> Daemon:
         f"--cert-dir={certificates}",
         f"--token-auth-file={certificates}/tokens.csv",
         "--authorization-mode=RBAC",
+        # Off by default, on in OpenShift: whoever makes a pod that holds up its owner must be allowed to.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={certificates}/service-accounts.key",
         f"--service-account-signing-key-file={certificates}/service-accounts.key",

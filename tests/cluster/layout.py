@@ -79,6 +79,11 @@ class Layout:
         return self.certificates / "apiserver.crt"
 
     @property
+    def audit_log(self) -> Path:
+        """What service accounts have asked the API server for: one JSON event a line."""
+        return self.logs / "audit.log"
+
+    @property
     def logs(self) -> Path:
         """One file for each daemon; kept when the cluster is taken down."""
         return self.directory / "logs"

@@ -236,6 +236,45 @@ def test_an_installation_for_one_namespace(
     assert cluster_wide == set()
 
 
+SELDOM = {
+    ("inferencerun.dev", "inferenceruns/finalizers", "update"): "the server itself checks it when pods are created",
+    ("inferencerun.dev", "inferenceruns", "get"): "somebody else has changed the run meanwhile",
+    ("", "pods", "get"): "a shard's owner that no watch has shown, or a pod's name that is taken",
+    ("", "pods/log", "get"): "a worker has ended badly",
+    ("", "nodes", "get"): "a pod is on a node that is too new for the watch",
+}
+"""Rights that the life of one run need not use, and when they are used."""
+
+
+def test_the_rights_are_those_that_are_used(
+    helm: Config, api: Api, server: Cluster, controller: Callable[..., Controller], tmp_path: Path
+) -> None:
+    """By the server's own record of the life of a run: nothing asked for was refused, and nothing is granted in vain."""
+    helm.install(CHART, RELEASE)
+    found = controller()
+    wait_for(api._is_served, "the definition to be served", patience_s=30)
+    run = a_run(tmp_path / "run", "short")
+    run["spec"] |= {"activeDeadlineSeconds": 3, "ttlSecondsAfterFinished": 1}
+    api.apply(run)
+    wait_for(lambda: pods_of(api), "pods", patience_s=60, why=found.lines)
+    wait_for(lambda: api.run("short") is None, "the run to be over, and deleted", patience_s=60, why=found.lines)
+    found.stop()
+    requests = server.requests_of(NAMESPACE, RELEASE)
+    used = {(item.group, item.resource, item.verb) for item in requests if item.resource}
+    granted = {
+        (group, resource, verb)
+        for item in objects({"rbac": {"aggregate": False}})
+        for rule in item.get("rules") or []
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+    assert [item for item in requests if not item.is_allowed] == []
+    assert used <= granted
+    assert granted - used <= SELDOM.keys()
+
+
 def test_people_have_their_rights(helm: Config, api: Api) -> None:
     """Through the built-in roles: a viewer sees runs, an editor changes them, and neither writes a status."""
     helm.install(CHART, RELEASE)
