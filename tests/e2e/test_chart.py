@@ -15,7 +15,6 @@ from typing import Any
 import kubernetes.client
 import kubernetes.dynamic
 import pytest
-import yaml
 from helm_python import Config, HelmError
 from kubernetes.client.exceptions import ApiException
 
@@ -23,7 +22,8 @@ from tests.chart import rendering
 from tests.chart.rendering import CHART, NAMESPACE, RELEASE, objects
 from tests.chart.value_sets import MONITORS, VALUE_SETS
 from tests.cluster.cluster import Cluster
-from tests.e2e.operator import Api, Controller, controller_environment, end, resource, wait_for
+from tests.e2e.access import controller_kubeconfig
+from tests.e2e.operator import Api, ControllerProcess, controller_environment, end, resource, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -77,20 +77,14 @@ def of_release(api: Api) -> set[tuple[str, str]]:
 
 
 @pytest.fixture
-def controller(server: Cluster, tmp_path: Path) -> Iterator[Callable[..., Controller]]:
+def controller(server: Cluster, tmp_path: Path) -> Iterator[Callable[..., ControllerProcess]]:
     """Starts a controller with the rights of the service account of the chart's making, and no others."""
-    started: list[Controller] = []
+    started: list[ControllerProcess] = []
 
-    def start(**settings: str) -> Controller:
-        target = tmp_path / f"kubeconfig-{len(started)}"
-        audience: dict[str, Any] = {"spec": {"audiences": None, "expirationSeconds": 3600}}
-        token = server.core.create_namespaced_service_account_token(RELEASE, NAMESPACE, audience).status.token
-        config = yaml.safe_load(server.kubeconfig.read_text())
-        for user in config["users"]:
-            user["user"] = {"token": token}
-        target.touch(mode=0o600)
-        target.write_text(yaml.safe_dump(config))
-        found = Controller(controller_environment(target, {}, **settings), tmp_path / f"controller-{len(started)}.log")
+    def start(**settings: str) -> ControllerProcess:
+        kubeconfig = controller_kubeconfig(server.kubeconfig, tmp_path / f"kubeconfig-{len(started)}")
+        log = tmp_path / f"controller-{len(started)}.log"
+        found = ControllerProcess(controller_environment(kubeconfig, {}, **settings), log)
         started.append(found)
         found.start()
         return found
@@ -190,7 +184,7 @@ def test_a_mistyped_value_stops_the_installation(helm: Config, api: Api) -> None
 
 
 def test_uninstalling_leaves_nobody_stuck(
-    helm: Config, api: Api, controller: Callable[..., Controller], tmp_path: Path
+    helm: Config, api: Api, controller: Callable[..., ControllerProcess], tmp_path: Path
 ) -> None:
     """A run with pods outlives the controller, and can be deleted without it; its pods go with it."""
     helm.install(CHART, RELEASE)
@@ -211,7 +205,7 @@ def test_uninstalling_leaves_nobody_stuck(
 
 
 def test_an_installation_for_one_namespace(
-    helm: Config, api: Api, controller: Callable[..., Controller], tmp_path: Path
+    helm: Config, api: Api, controller: Callable[..., ControllerProcess], tmp_path: Path
 ) -> None:
     """Without any ClusterRole the controller works there, asks for nothing it may not have, and leaves others alone."""
     api.install_crd(rendering.ROOT / "deploy/crd.yaml")
@@ -247,7 +241,7 @@ SELDOM = {
 
 
 def test_the_rights_are_those_that_are_used(
-    helm: Config, api: Api, server: Cluster, controller: Callable[..., Controller], tmp_path: Path
+    helm: Config, api: Api, server: Cluster, controller: Callable[..., ControllerProcess], tmp_path: Path
 ) -> None:
     """By the server's own record of the life of a run: nothing asked for was refused, and nothing is granted in vain."""
     helm.install(CHART, RELEASE)
