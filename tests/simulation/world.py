@@ -20,7 +20,7 @@ from contract.names import FailureClass, Phase
 from contract.ranges import Ranges, contains, count, difference
 from contract.transitions import claimed, committed, first_claim, is_released, released
 from controller import memory as controller_memory
-from controller.actions import Action, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
+from controller.actions import Action, Decision, Finalize, ForgetWorker, ReleaseShard, StartWorker, StopWorker
 from controller.memory import RunMemory
 from controller.observed import Evidence, Intent, NodeState, Observed, WorkerState, WorkerView
 from controller.planner import plan
@@ -36,6 +36,10 @@ TROUBLE_TICKS = 150
 MAX_TICKS = 1000
 NODES = ("node-a", "node-b", "node-c")
 
+COUNTED_CAUSES = frozenset({"exit0", "exit1", "exit75", "exit76", "gpu", "oom", "disk", "refused", "poison"})
+"""Deaths over a shard that must count, unless it was us who stopped the worker."""
+BLAMED_CAUSES = frozenset({"exit0", "exit1", "exit76", "oom"})
+"""Random deaths that may be put down to the records in flight."""
 FREE_CAUSES = frozenset(
     {"drained", "evicted", "nodeGone", "partitioned", "deleted", "killed", "rejected", "stopped", "done"}
 )
@@ -52,6 +56,9 @@ CHANCES = {
     "exit76": 0.004,
     "gpu": 0.004,
     "oom": 0.004,
+    "disk": 0.003,
+    "exit0": 0.004,
+    "refused": 0.002,
 }
 """Chance of each kind of death, per worker and tick."""
 EVIDENCE = {
@@ -63,6 +70,10 @@ EVIDENCE = {
     "exit76": Evidence(exit_code=76),
     "gpu": Evidence(exit_code=77),
     "oom": Evidence(exit_code=137, container_reason="OOMKilled"),
+    "disk": Evidence(pod_reason="Evicted", messages=("Pod ephemeral local storage usage exceeds the total limit",)),
+    "exit0": Evidence(exit_code=0),
+    "refused": Evidence(exit_code=69),
+    "pull": Evidence(waiting_reason="ImagePullBackOff", messages=("i/o timeout",), has_started=False),
     "poison": Evidence(signal=11),
     "rejected": Evidence(pod_reason="UnexpectedAdmissionError", has_started=False),
     "drained": Evidence(exit_code=143),
@@ -116,6 +127,11 @@ class World:
     status: RunStatus = field(default_factory=RunStatus)
     ticks: int = 0
     num_crashes: int = 0
+    num_replays: int = 0
+    is_hopeless: bool = False
+    """Every worker is refused by the store before it claims anything."""
+    is_memory_whole: bool = True
+    """Whether the controller has never lost its memory."""
     committers: dict[tuple[int, int], str] = field(default_factory=dict)
     """Who committed in (shard, epoch)."""
     causes: dict[str, str] = field(default_factory=dict)
@@ -132,7 +148,7 @@ class World:
                 "failurePolicy": {
                     "maxShardRetries": 12,
                     "minTokensPerBatch": TOKENS_PER_RECORD,
-                    "runBreaker": {"maxOpenings": 40, "probeSeconds": 10},
+                    "runBreaker": {"maxOpenings": 3 if self.is_hopeless else 40, "probeSeconds": 10},
                 },
             }
         )
@@ -169,10 +185,14 @@ class World:
         if worker.state is WorkerState.STARTING:
             if worker.node == self.bad_node and self.chance.random() < 0.5:
                 self._end(worker, "rejected")
+            elif self.ticks <= TROUBLE_TICKS and self.chance.random() < 0.01:
+                self._end(worker, "pull")
             elif self.chance.random() < 0.5:
                 worker.state = WorkerState.RUNNING
             return
         cause = self._fate() if worker.is_visible else None
+        if cause in BLAMED_CAUSES and worker.in_flight is not None and worker.in_flight[1] - worker.in_flight[0] == 1:
+            cause = "killed"  # twice by chance over the same record alone: no policy could tell that from a bad one
         if worker.state is WorkerState.DRAINING:
             if cause is None:
                 self._drain(worker)
@@ -205,6 +225,9 @@ class World:
 
     def _work(self, worker: Worker) -> None:
         held = worker.seen
+        if self.is_hopeless:
+            self._end(worker, "refused")
+            return
         if held is None:
             if not self._claim(worker):
                 self._end(worker, "done")
@@ -342,6 +365,14 @@ class World:
         for attempt in new.attempts[-1:]:
             cause = self.causes.get(attempt.uid)
             assert not (attempt.counted and cause in FREE_CAUSES), f"{cause} was charged as {attempt.failure_class}"
+            # Who was stopped by us, or was cut off before, ends with nobody knowing how.
+            is_excused = any(item.uid == attempt.uid and (item.intent or not item.is_visible) for item in self.workers)
+            assert attempt.counted or is_excused or cause not in COUNTED_CAUSES, f"{cause} went free"
+        if current is not None:  # P2: what is committed stays, at every change
+            assert not difference(current.settled, new.settled), f"shard {new.shard} has lost records"
+            assert {item.key for item in current.checkpoints} <= {item.key for item in new.checkpoints}
+            assert new.restarts.total >= current.restarts.total
+            assert new.restarts.streak <= self.run.spec.failure_policy.max_shard_retries + 1, "retries without bound"
         for item in new.quarantined:
             is_bad = (new.shard, item.ordinal) in self.poison
             assert is_bad or self.fitting_tokens < TOKENS_PER_RECORD, f"good record {item.ordinal} in quarantine"
@@ -358,16 +389,23 @@ class World:
     def _reconcile(self) -> None:
         observed = self._observe()
         decision = plan(run=self.run, plan=self.plan, observed=observed, memory=self.memory, now=self.now)
-        self._check(decision.status, observed)
-        self.status = decision.status
-        crash_after = self.chance.randrange(6) if self.chance.random() < 0.08 else None
+        self._check(decision, observed)
+        actions = decision.actions
+        crash_after = self.chance.randrange(len(actions) + 1) if self.chance.random() < 0.1 else None
         if crash_after is None or self.chance.random() < 0.5:
-            self.memory = decision.memory
+            self.memory, self.status = decision.memory, decision.status  # one write
+        else:
+            crash_after = 0
         if crash_after is not None:
             self.num_crashes += 1
             fields = json.loads(json.dumps(controller_memory.to_fields(self.memory)))
-            self.memory = controller_memory.from_fields(fields) if self.chance.random() < 0.8 else RunMemory()
-        for action in decision.actions[:crash_after]:
+            is_kept = self.is_hopeless or self.chance.random() < 0.8
+            self.memory = controller_memory.from_fields(fields) if is_kept else RunMemory()
+            self.is_memory_whole &= is_kept
+        if self.chance.random() < 0.05:  # a second controller that has decided the same
+            self.num_replays += 1
+            actions = (*actions, *actions)
+        for action in actions[:crash_after]:
             if not self._apply(action, observed):
                 break
 
@@ -387,7 +425,10 @@ class World:
         self.history = [*self.history[-4:], observed]
         if self.chance.random() < 0.15:
             # Manifests of now beside a listing of earlier: what a cache of pods may show.
-            return replace(observed, workers=self.chance.choice(self.history).workers, is_complete=False)
+            workers = self.chance.choice(self.history).workers
+            # Events that were lost: somebody is not in the cache at all.
+            seen = tuple(item for item in workers if self.chance.random() < 0.9)
+            return replace(observed, workers=seen, is_complete=False)
         return observed
 
     def _view(self, worker: Worker) -> WorkerView:
@@ -415,9 +456,15 @@ class World:
             first_id=str(first),
             has_claimed=held is not None or worker.has_committed,
             has_committed=worker.has_committed,
-            exit_code={"done": 0, "exit75": 75, "exit76": 76, "gpu": 77, "fenced": 79, "drained": 143}.get(
-                worker.cause
-            ),
+            exit_code={
+                "done": 0,
+                "refused": 69,
+                "exit75": 75,
+                "exit76": 76,
+                "gpu": 77,
+                "fenced": 79,
+                "drained": 143,
+            }.get(worker.cause),
         )
         return replace(
             EVIDENCE[worker.cause],
@@ -444,7 +491,7 @@ class World:
                         assert not held, f"{worker.name} was forgotten while it held shard {held[0].shard}"
                         worker.is_forgotten = True
             case Finalize():
-                assert all(item.is_final for item in self.manifests.values())
+                assert all(item.is_final for item in self.manifests.values()), "finalised before its time"
                 self.is_finalized = True
         return True
 
@@ -478,13 +525,36 @@ class World:
                 worker.is_forgotten = worker.is_forgotten or not worker.is_alive
         return True
 
-    def _check(self, status: RunStatus, observed: Observed) -> None:
+    def _check(self, decision: Decision, observed: Observed) -> None:
         """What must hold after every look."""
+        status, before = decision.status, self.status
         num_counted_deaths = sum(cause not in FREE_CAUSES for cause in self.causes.values())
         assert status.restarts.counted <= num_counted_deaths, "more failures counted than there were"
         live = [item for item in observed.workers if item.is_live]
         assert len({item.uid for item in live}) == len(live)
         assert status.workers.desired <= self.num_workers
+        # P4: no more workers than places, none beside the probe while the breaker is open.
+        starts = [item for item in decision.actions if isinstance(item, StartWorker)]
+        assert len({item.slot for item in starts}) == len(starts) <= self.num_workers
+        assert all(item.slot < self.num_workers for item in starts)
+        assert status.phase is not Phase.CIRCUIT_OPEN or len(starts) <= 1, "an open breaker starts workers"
+        holders = {found.owner.uid for found in observed.manifests.values() if found.owner is not None}
+        stopped = {item.uid for item in decision.actions if isinstance(item, StopWorker)}
+        is_open = status.phase is Phase.CIRCUIT_OPEN
+        assert not (is_open and stopped & holders), "an open breaker stops workers that may make progress"
+        # P5: success is what the manifests say.
+        is_complete = len(self.manifests) == self.num_shards and all(
+            item.status is ShardStatus.COMPLETE for item in self.manifests.values()
+        )
+        assert status.phase is not Phase.SUCCEEDED or is_complete, "success without complete shards"
+        assert status.progress.records >= before.progress.records or not observed.is_complete, "progress fell"
+        # A restart that was counted as nobody's is not, once a shard of that worker comes to light, until it is released.
+        alive = {item.uid for item in live}
+        num_coming = sum(
+            found.owner is not None and found.owner.uid not in alive for found in observed.manifests.values()
+        )
+        if self.is_memory_whole and observed.is_complete:
+            assert status.restarts.total + num_coming >= before.restarts.total, "restarts fell"
 
     # The end
 
