@@ -6,6 +6,7 @@ with the token of the service account that the chart made and no other right.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -79,20 +80,15 @@ def of_release(api: Api) -> set[tuple[str, str]]:
 @pytest.fixture
 def controller(server: Cluster, tmp_path: Path) -> Iterator[Callable[..., ControllerProcess]]:
     """Starts a controller with the rights of the service account of the chart's making, and no others."""
-    started: list[ControllerProcess] = []
+    with contextlib.ExitStack() as stack:
 
-    def start(**settings: str) -> ControllerProcess:
-        kubeconfig = controller_kubeconfig(server.kubeconfig, tmp_path / f"kubeconfig-{len(started)}")
-        log = tmp_path / f"controller-{len(started)}.log"
-        found = ControllerProcess(controller_environment(kubeconfig, {}, **settings), log)
-        started.append(found)
-        found.start()
-        return found
+        def start(**settings: str) -> ControllerProcess:
+            kubeconfig = controller_kubeconfig(server.kubeconfig, tmp_path / "kubeconfig")
+            found = ControllerProcess(controller_environment(kubeconfig, {}, **settings), tmp_path / "controller.log")
+            stack.enter_context(found.running())
+            return found
 
-    yield start
-    for found in started:
-        if found.process is not None:
-            end(found.process)
+        yield start
 
 
 def a_run(directory: Path, name: str, namespace: str = "default") -> dict[str, Any]:
@@ -192,7 +188,6 @@ def test_uninstalling_leaves_nobody_stuck(
     wait_for(api._is_served, "the definition to be served", patience_s=30)
     api.apply(a_run(tmp_path / "run", "left"))
     wait_for(lambda: len(pods_of(api)) == 2, "two pods", patience_s=60, why=lambda: api.status("left"))
-    assert running.process is not None
     running.kill()
     helm.uninstall(RELEASE)
     kept, pods = api.run("left"), pods_of(api)
@@ -252,7 +247,8 @@ def test_the_rights_are_those_that_are_used(
     api.apply(run)
     wait_for(lambda: pods_of(api), "pods", patience_s=60, why=found.lines)
     wait_for(lambda: api.run("short") is None, "the run to be over, and deleted", patience_s=60, why=found.lines)
-    found.stop()
+    assert found.process is not None
+    end(found.process)  # which gives up the Lease
     requests = server.requests_of(NAMESPACE, RELEASE)
     used = {(item.group, item.resource, item.verb) for item in requests if item.resource}
     granted = {
