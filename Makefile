@@ -18,7 +18,7 @@ comma := ,
 GATED_LIST := $(subst $(empty) ,$(comma),$(strip $(GATED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser e2e verify corpus-record lint bench bench-gpu bench-controller cluster-up cluster-down clean
+.PHONY: help setup docs-check demo test test-browser e2e verify corpus-record lint bench bench-gpu bench-controller cluster-up cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -43,7 +43,11 @@ e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), o
 verify: $(SETUP) ## render what is generated; fails when the committed copy is another
 	$(BIN)/python -m tests.chart.rendering
 	$(BIN)/python -m tests.corpus.page
-	git diff --exit-code -- deploy charts docs/failure-modes.md
+	$(BIN)/python -m tests.docs.spec_reference
+	git diff --exit-code -- deploy charts docs/failure-modes.md docs/spec.md
+
+docs-check: $(SETUP) ## links, commands, YAML, fields, values and metrics of all documents; runs what can be run here
+	$(BIN)/pytest tests/docs
 
 corpus-record: $(SETUP) ## record anew, on a cluster of this machine (root), the deaths of pods that it can produce
 	$(BIN)/python -m tests.corpus.record

@@ -18,7 +18,7 @@ PROGRAMS: dict[str, click.Group] = {
     "kubectl inferencerun": plug_in,
     "kubectl-inferencerun": plug_in,
 }
-_START = re.compile(r"^(?:\S*/)?(kubectl inferencerun|kubectl-inferencerun|inferencerun)\b(.*)$")
+_START = re.compile(r"^(?:\S*/)?(kubectl inferencerun|kubectl-inferencerun|inferencerun)(\s.*)?$")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def command_lines() -> Iterator[CommandLine]:
         for where, line in found:
             called = _START.match(re.split(r"\s[|>&;]", line, maxsplit=1)[0].strip())
             if called:
-                yield CommandLine(where, called[1], called[2].strip())
+                yield CommandLine(where, called[1], (called[2] or "").strip())
 
 
 def problem(line: CommandLine) -> str | None:

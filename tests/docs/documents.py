@@ -17,7 +17,19 @@ ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^( *)(```+)([\w-]*)\s*$")
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 _LINK = re.compile(r"(?<!!)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
-_PROGRAMS = ("inferencerun", "kubectl", "kubectl-inferencerun", "helm", "make", "pip", "docker", "aws", "gcloud", "eksctl", "python")
+_PROGRAMS = (
+    "inferencerun",
+    "kubectl",
+    "kubectl-inferencerun",
+    "helm",
+    "make",
+    "pip",
+    "docker",
+    "aws",
+    "gcloud",
+    "eksctl",
+    "python",
+)
 SHELL = {"sh", "bash", "shell", "console"}
 
 
