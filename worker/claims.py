@@ -7,10 +7,12 @@ stays its owner's until the owner gives it back, or until the controller, which 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from contract import layout, manifest, transitions
 from contract.manifest import Attempt, Failure, Owner, ShardManifest, ShardStatus
@@ -55,30 +57,40 @@ class Claims:
         self._memory_bytes = memory_bytes
         self._plan = plan
         self._owner = owner
-        self._order = claim_order(len(plan.shards), worker_index=worker_index, num_workers=num_workers)
+        self._order = partial(claim_order, worker_index=worker_index, num_workers=num_workers)
         self._now = now
         self._new_id = new_id
+        self._untouched: deque[Shard] = deque()
+        """Those without a manifest when last listed, from this worker's place among them onwards."""
         self._final: set[int] = set()
 
     def claim_next(self) -> HeldShard | NothingToClaim:
         """Take the first claimable shard from this worker's place in the plan onwards.
 
-        One listing tells which shards have a manifest; final ones are remembered and never read again.
+        A listing tells which shards have no manifest yet. It serves until it is used up or somebody was faster, so a
+        worker lists a few times, not once for each claim. Final manifests are remembered and never read again.
         """
+        # Untouched shards first: their claim needs no read, and a shard that was given back may be waiting for its cause
+        # to pass.
+        is_current = False
+        while self._untouched or not is_current:
+            held = self._claim_first(self._untouched.popleft()) if self._untouched else None
+            if held is not None:
+                return held
+            # Whoever was faster here may have been so at the next ones too.
+            self._untouched = self._list_untouched()
+            is_current = True
+        return self._claim_pending(self._order(len(self._plan.shards)))
+
+    def _list_untouched(self) -> deque[Shard]:
         prefix = layout.build_shards_prefix(self._plan.generation)
         existing = {
             parsed[1]
             for entry in self._committer.list(prefix)
             if (parsed := layout.parse_shard_key(entry.key)) is not None
         }
-        # Untouched shards first: their claim needs no read, and a shard that was given back may be waiting for its cause
-        # to pass.
-        for number in self._order:
-            if number not in existing:
-                held = self._claim_first(self._plan.shards[number])
-                if held is not None:
-                    return held
-        return self._claim_pending([number for number in self._order if number in existing])
+        left = [shard for shard in self._plan.shards if shard.shard not in existing]
+        return deque(left[place] for place in self._order(len(left)))
 
     def _claim_first(self, shard: Shard) -> HeldShard | None:
         commit_id = self._new_id()
@@ -92,7 +104,7 @@ class Claims:
             return None
         return None if outcome.superseded_by else self._held(proposed, outcome.etag)
 
-    def _claim_pending(self, numbers: list[int]) -> HeldShard | NothingToClaim:
+    def _claim_pending(self, numbers: Iterable[int]) -> HeldShard | NothingToClaim:
         next_at: datetime | None = None
         for number, current, etag in self._read_all([item for item in numbers if item not in self._final]):
             if current.is_final:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +15,7 @@ from contract.manifest import Failure, Hints, Owner, ShardManifest, ShardStatus
 from contract.names import FailureClass
 from contract.store.errors import NotFound
 from contract.store.memory import MemoryStore
-from contract.store.protocol import Stored
+from contract.store.protocol import Body, ETag, Listed, Stored
 from contract.transitions import claimed, first_claim, released
 from tests import make
 from tests.worker.build import ME, NOW, RIVAL, ids, impatient, plan, put_manifest, stored_manifest
@@ -116,6 +117,56 @@ def test_claims_begin_at_the_workers_own_place() -> None:
     taken = [claims.claim_next() for _ in range(3)]
 
     assert [held.current.shard for held in taken if isinstance(held, HeldShard)] == [2, 0, 1]
+
+
+class CountingStore(MemoryStore):
+    """Counts listings and creations."""
+
+    num_listings = num_creations = 0
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """See ObjectStore."""
+        self.num_listings += 1
+        return super().list(prefix)
+
+    def put_create(self, key: str, body: Body) -> ETag:
+        """See ObjectStore."""
+        self.num_creations += 1
+        return super().put_create(key, body)
+
+
+def test_a_listing_serves_many_claims() -> None:
+    """A worker that nobody interferes with lists twice: before its first claim, and when no untouched shard is left."""
+    store = CountingStore()
+    claims = claims_on(store)
+
+    taken = [claims.claim_next() for _ in range(4)]
+
+    assert [isinstance(held, HeldShard) for held in taken] == [True, True, True, False]
+    assert (store.num_listings, store.num_creations) == (2, 3)
+
+
+def test_a_listing_that_is_out_of_date_is_made_again() -> None:
+    """One claim lost to somebody faster shows that the next ones may be gone too: what is left comes from a new listing."""
+    store = CountingStore()
+    claims = claims_on(store)
+    claims.claim_next()
+    put_manifest(store, claimed_first(1))
+    put_manifest(store, claimed_first(2))
+
+    assert claims.claim_next() == NothingToClaim(None)
+    assert (store.num_listings, store.num_creations) == (2, 2)
+
+
+def test_what_is_left_is_shared_out_again() -> None:
+    """Workers that look again begin at different places of what is left, else they would meet at each next shard."""
+    first, second = (claims_on(MemoryStore(), worker_index=index, num_workers=2) for index in range(2))
+    for claims in (first, second):
+        put_manifest(claims._committer.store, claimed_first(0))
+
+    taken = [claims.claim_next() for claims in (first, second)]
+
+    assert [held.current.shard for held in taken if isinstance(held, HeldShard)] == [1, 2]
 
 
 def test_untouched_shards_come_before_those_given_back() -> None:
