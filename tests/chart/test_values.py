@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,15 @@ def schema_objects(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]
 def test_what_people_write_is_taken(values: dict[str, Any]) -> None:
     """Each set of values passes."""
     rendering.chart().validate_schema(values)
+
+
+def test_what_the_documents_say_is_taken() -> None:
+    """Each block of values in docs/install.md passes, and changes what is rendered."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (rendering.ROOT / "docs/install.md").read_text(), re.DOTALL)
+
+    assert len(blocks) >= 4
+    for block in blocks:
+        assert rendering.texts(yaml.safe_load(block)) != rendering.texts()
 
 
 @pytest.mark.parametrize(

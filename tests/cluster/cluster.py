@@ -319,7 +319,8 @@ class Cluster(GivenCluster):
     def requests_of(self, namespace: str, account: str) -> list[AuditedRequest]:
         """What a service account has asked the API server for so far, refused requests too."""
         user = f"system:serviceaccount:{namespace}:{account}"
-        lines = self._running_layout.audit_log.read_text(encoding="utf-8").splitlines(keepends=True)
+        log = self._running_layout.audit_log
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
         events = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be being written
         return [AuditedRequest.of(event) for event in events if event["user"]["username"] == user]
 

@@ -17,6 +17,7 @@ import pytest
 
 from contract.layout import build_shards_prefix
 from contract.store.s3 import S3Store
+from tests.chart.rendering import NAMESPACE, RELEASE
 from tests.cluster.cluster import Cluster
 from tests.cluster.layout import LOOPBACK
 from tests.cluster.machine import free_ports
@@ -111,6 +112,8 @@ def installed(cluster: Cluster, api: Api, bucket: Bucket) -> Iterator[Controller
     install(cluster.kubeconfig, bucket.server.environment, node=cluster.node_names()[0], health_port=port)
     yield ControllerPod(cluster)
     uninstall(cluster.kubeconfig)
+    refused = {item for item in cluster.requests_of(NAMESPACE, RELEASE) if not item.is_allowed}
+    assert refused == set(), "the chart grants all that the controller asks for"
 
 
 @pytest.fixture
