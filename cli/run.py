@@ -182,13 +182,13 @@ def _coordinate(
 
 
 def _must_restart(store: RunStore, wanted: RunRecord) -> bool:
-    """`resume: Restart` in the file: anew when the generation there is finished or another run's.
+    """`resume: Restart` in the file: anew when the generation there has ended, well or badly, or is another run's.
 
     An unfinished one of this very run is what an earlier start of this file opened; it is resumed, or no restart that
     was interrupted could ever end.
     """
     found = store.read_record()
-    return found is not None and (bool(run_record.differences(wanted, found)) or store.is_finalized(found.generation))
+    return found is not None and (bool(run_record.differences(wanted, found)) or store.has_ended(found.generation))
 
 
 def work_directory(output_uri: str, generation: int) -> Path:

@@ -409,7 +409,9 @@ def _poison_input(case: _Case) -> Verdict | None:
 
 
 def _disk_pressure(case: _Case) -> Verdict | None:
-    if not case.is_own_word and (found := _DISK_TEXT.search(case.text)):
+    # A worker that cannot write ends as one that cannot reach its store, and says why.
+    is_open = not case.is_own_word or case.code == ExitCode.TRANSIENT
+    if is_open and (found := _DISK_TEXT.search(case.text)):
         what = "the disk is full" if found[0] == "no space left" else "it used more of the disk than it may"
         return _verdict(FailureClass.DISK_PRESSURE, case.told(what))
     return None

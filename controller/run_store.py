@@ -216,3 +216,15 @@ class RunStore:
         """Whether _SUCCESS is there."""
         key = layout.build_success_key(generation)
         return any(entry.key == key for entry in self._committer.list(key))
+
+    def has_ended(self, generation: int) -> bool:
+        """Whether nothing is left to do in it: it is finished, or every shard is final and some have failed."""
+        if self.is_finalized(generation):
+            return True
+        try:
+            key = layout.build_plan_key(generation)
+            shards = plan.from_json(self._committer.read(key).body, where=f"{self.uri}/{key}").shards
+        except NotFound:
+            return False
+        manifests = self.read_manifests(generation)
+        return all(item.shard in manifests and manifests[item.shard].is_final for item in shards)

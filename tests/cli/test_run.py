@@ -234,6 +234,19 @@ def test_a_bad_input_object_fails_its_shard_and_no_other(tmp_path: Path) -> None
     assert "offset 0" in failures
 
 
+def test_resume_restart_begins_anew_once_a_generation_has_failed(tmp_path: Path) -> None:
+    """Going on with failed shards alone would only fail again; one that was interrupted is gone on with."""
+    (tmp_path / "bad.fasta").write_text("this is not a FASTA file\n" * 3)
+    run = LocalRun(directory=tmp_path, sequences=SEQUENCES)
+    run.spec = {"input": {"uris": [str(tmp_path / "in.fasta"), str(tmp_path / "bad.fasta")]}, "resume": "Restart"}
+    run.run()
+
+    again = run.run()
+
+    assert (again.code, again.fields["phase"]) == (1, "Failed"), again.errors
+    assert len(run.rows(generation=2)) == 40
+
+
 def test_mistakes_in_the_spec_are_all_named_at_once(tmp_path: Path) -> None:
     """Exit 64 and a line for each mistake, with its path; nothing is made."""
     run = LocalRun(directory=tmp_path, sequences=SEQUENCES)

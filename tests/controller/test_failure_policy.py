@@ -434,3 +434,14 @@ def test_signature_tells_ends_apart_but_not_their_texts() -> None:
 
     assert signature(one) == signature(other) != signature(Evidence(exit_code=2))
     assert signature(Evidence(signal=9)) == signature(Evidence(exit_code=137))
+
+
+def test_a_full_disk_is_told_from_a_store_that_does_not_answer() -> None:
+    """A worker whose disk is full ends with 75, as one whose store is away: its last words say which."""
+    full = "OutcomeUnknown: g0001/data/00001/e0001-000000.pt: [Errno 28] No space left on device"
+    verdict = classify(Evidence(exit_code=75, flight=make.flight(exit_code=75, detail=full)))
+    other = classify(Evidence(exit_code=75, flight=make.flight(exit_code=75, detail="Unavailable: 503")))
+
+    assert verdict.failure_class is FailureClass.DISK_PRESSURE
+    assert "No space left on device" in verdict.evidence
+    assert other.failure_class is FailureClass.TRANSIENT
