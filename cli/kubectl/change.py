@@ -52,7 +52,7 @@ def wait_until(access: Access, name: str, is_there: Callable[[Mapping[str, Any]]
             return run
         if time.monotonic() >= deadline_s:
             click.echo(
-                f"not there after {timeout_s:g} s: {phase_text(run)}; 'kubectl inferencerun doctor {name}' looks why",
+                f"not there after {timeout_s:g} s: {phase_text(run)}; '{access.command('doctor', name)}' looks why",
                 err=True,
             )
             raise click.exceptions.Exit(1)

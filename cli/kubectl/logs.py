@@ -58,7 +58,7 @@ def command(
     started = [pod for pod in chosen() if pod.started_at is not None]
     if not started:
         raise SpecError(
-            f"{run_name}: no such worker has started; 'kubectl inferencerun status {run_name}' lists those there are"
+            f"{run_name}: no such worker has started; '{access.command('status', run_name)}' lists those there are"
         )
     for pod in started:
         _say_all(lines_of(access, pod, tail=tail), saying(pod))

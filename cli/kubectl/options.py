@@ -24,6 +24,11 @@ class Access:
     api: Api
     namespace: str
 
+    def command(self, name: str, run: str) -> str:
+        """A command on a run, to be shown for copying: `kubectl inferencerun resume swissprot -n proteins`."""
+        where = "" if self.namespace == self.api.default_namespace else f" -n {self.namespace}"
+        return f"kubectl inferencerun {name} {run}{where}"
+
 
 def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
     """Names of the runs in the namespace. None at all when the cluster cannot be asked: a prompt shows no errors."""

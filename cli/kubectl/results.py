@@ -51,7 +51,7 @@ def command(run_name: str, *, as_json: bool, access: Access) -> None:
     for line in snippet(uri, first):
         click.echo(f"    {line}")
     partial = "" if is_complete else " --partial"
-    click.echo(f"\nAll rows in one file, in input order: kubectl inferencerun export {run_name} rows.npy{partial}")
+    click.echo(f"\nAll rows in one file, in input order: {access.command('export', run_name)} rows.npy{partial}")
 
 
 def summary(manifests: Sequence[ShardManifest], *, num_shards: int) -> dict[str, Any]:

@@ -33,5 +33,5 @@ def command(run_name: str, *, is_waiting: bool, timeout_s: float, as_json: bool,
     else:
         count = run["spec"].get("workers", {}).get("count", 1)
         click.echo(
-            f"{run_name} will go on with up to {count} worker(s); 'kubectl inferencerun watch {run_name}' shows it"
+            f"{run_name} will go on with up to {count} worker(s); '{access.command('watch', run_name)}' shows it"
         )

@@ -62,6 +62,6 @@ def command(
     if is_waiting:
         wait_until(access, run_name, lambda found: phase_of(found) not in GIVEN_UP, timeout_s=timeout_s)
     if not as_json:
-        click.echo(f"{run_name}: the controller is told to go on; 'kubectl inferencerun watch {run_name}' shows it")
+        click.echo(f"{run_name}: the controller is told to go on; '{access.command('watch', run_name)}' shows it")
     if held is not None:
         raise held

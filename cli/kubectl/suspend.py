@@ -35,9 +35,9 @@ def command(run_name: str, *, is_waiting: bool, timeout_s: float, as_json: bool,
     if as_json:
         print_json({"run": run_name, "suspend": True, "phase": phase_of(run), "active": num_active(run)})
     elif is_waiting:
-        click.echo(f"{run_name} is suspended, no worker is left; 'kubectl inferencerun resume {run_name}' goes on")
+        click.echo(f"{run_name} is suspended, no worker is left; '{access.command('resume', run_name)}' goes on")
     else:
         click.echo(
             f"{run_name} will be suspended: {num_workers} worker(s) commit what is finished and end; "
-            f"'kubectl inferencerun resume {run_name}' goes on"
+            f"'{access.command('resume', run_name)}' goes on"
         )
