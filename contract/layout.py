@@ -28,6 +28,7 @@ PROBE_PREFIX = ".probe/"
 _GENERATION = re.compile(r"g(\d{4,})/")
 _SHARD = re.compile(r"g(\d{4,})/shards/(\d{5,})\.json")
 _DATA = re.compile(r"g(\d{4,})/data/(\d{5,})/e(\d{4,})-(\d{6,})\.pt")
+_LOG = re.compile(r"g(\d{4,})/logs/([A-Za-z0-9._-]+)-[0-9a-f]{8}\.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
@@ -112,6 +113,15 @@ def build_log_key(generation: int, pod: str, uid: str) -> str:
     """
     digest = hashlib.sha256(f"{pod}/{uid}".encode()).hexdigest()[:8]
     return f"{build_logs_prefix(generation)}{_UNSAFE.sub('_', pod)}-{digest}.txt"
+
+
+def parse_log_key(key: str) -> tuple[int, str] | None:
+    """(generation, worker's name) of a log tail's key, None for any other key. What did not belong in a key is `_`."""
+    match = _LOG.fullmatch(key)
+    if match is None:
+        return None
+    generation = int(match[1])
+    return (generation, match[2]) if key.startswith(build_logs_prefix(generation)) else None
 
 
 def build_index_key(generation: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +12,18 @@ import click
 from cli.kubectl.api import ApiUnreachable, core_path
 from cli.kubectl.change import OVER, phase_of
 from cli.kubectl.log_lines import readable
+from cli.kubectl.on_store import explained
 from cli.kubectl.options import Access, cluster_options, run_argument
-from cli.kubectl.runs import find_run, pods_of
+from cli.kubectl.runs import find_run, output_uri, pods_of
+from cli.output import open_output
+from cli.texts import printable
 from contract.errors import InferenceRunError, SpecError
+from contract.layout import build_logs_prefix, parse_log_key
 from contract.names import CONTAINER_WORKER
 from controller.pods import PodFacts, read_pod
 
+PREVIOUS_SHOWN = 10
+"""Workers whose last words are shown; --worker and --slot choose others."""
 FOLLOW_S = 2.0
 """Between two looks for workers that have come."""
 
@@ -28,19 +35,39 @@ Say = Callable[[str], None]
 @click.option("--worker", "pod_name", help="Only this worker pod.")
 @click.option("--slot", type=click.IntRange(min=0), help="Only the worker in this slot.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come, also of workers that start later.")
+@click.option("--previous", is_flag=True, help="The last words of workers that failed and are gone, from the store.")
 @click.option(
     "--tail", type=click.IntRange(min=-1), default=100, show_default=True, help="Last lines of each worker; -1 = all."
 )
 @click.option("--raw", is_flag=True, help="Lines as the workers write them.")
 @cluster_options
 def command(
-    run_name: str, *, pod_name: str | None, slot: int | None, follow: bool, tail: int, raw: bool, access: Access
+    run_name: str,
+    *,
+    pod_name: str | None,
+    slot: int | None,
+    follow: bool,
+    previous: bool,
+    tail: int,
+    raw: bool,
+    access: Access,
 ) -> None:
     """What the workers of a run say, their JSON made readable.
 
     Lines begin with the worker's slot where there may be several. -f goes on until the run is over, or Ctrl-C.
     """
+    if follow and previous:
+        raise click.UsageError("workers that are gone say nothing more: take --follow or --previous")
     run = find_run(access, run_name)
+    if previous:
+        tails = kept_tails(output_uri(run), pod_name=pod_name, slot=slot)
+        if not tails:
+            raise SpecError(f"{run_name}: no such worker has left a log; only those that fail do, with the last 64 KiB")
+        for worker, lines in tails[-PREVIOUS_SHOWN:]:
+            click.echo(f"== {printable(worker)}")
+            for line in lines if tail < 0 else lines[len(lines) - min(tail, len(lines)) :]:
+                click.echo(printable(line) if raw else readable(line))
+        return
     is_prefixed = pod_name is None and slot is None
 
     def chosen() -> list[PodFacts]:
@@ -58,10 +85,38 @@ def command(
     started = [pod for pod in chosen() if pod.started_at is not None]
     if not started:
         raise SpecError(
-            f"{run_name}: no such worker has started; '{access.command('status', run_name)}' lists those there are"
+            f"{run_name}: no such worker has started; '{access.command('status', run_name)}' lists those there are, "
+            f"'{access.command('logs', run_name)} --previous' shows those that failed and are gone"
         )
     for pod in started:
         _say_all(lines_of(access, pod, tail=tail), saying(pod))
+
+
+def kept_tails(uri: str, *, pod_name: str | None, slot: int | None) -> list[tuple[str, list[str]]]:
+    """(worker, lines) of the logs kept in the store, the newest at the end.
+
+    Args:
+        uri: of the output.
+        pod_name: only this worker; None = all.
+        slot: only workers of this slot; None = all.
+    """
+    found = []
+    with explained(uri):
+        output = open_output(uri)
+        listed = sorted(output.committer.list(build_logs_prefix(output.generation)), key=lambda item: item.modified_at)
+        for item in listed:
+            parsed = parse_log_key(item.key)
+            if parsed is None or pod_name not in {None, parsed[1]} or slot not in {None, _slot_of(parsed[1])}:
+                continue
+            body = output.committer.read(item.key).body
+            found.append((parsed[1], body.decode(errors="replace").splitlines()))
+    return found
+
+
+def _slot_of(worker: str) -> int | None:
+    """The slot in a worker's name, `<run>-<slot>-<attempt>`."""
+    match = re.search(r"-(\d+)-\d+$", worker)
+    return None if match is None else int(match[1])
 
 
 def lines_of(access: Access, pod: PodFacts, *, tail: int, is_following: bool = False) -> Iterator[str]:

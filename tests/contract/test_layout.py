@@ -119,3 +119,10 @@ def test_a_log_is_found_by_its_worker() -> None:
     assert len(keys) == 3
     assert all(re.fullmatch(r"g0001/logs/[A-Za-z0-9._-]+-[0-9a-f]{8}\.txt", key) for key in keys)
     assert layout.build_log_key(1, "run-0-0", "a").startswith(f"{layout.build_logs_prefix(1)}run-0-0-")
+
+
+def test_a_log_tells_its_worker() -> None:
+    """The name as it stands in the key; other keys tell none."""
+    assert layout.parse_log_key(layout.build_log_key(12, "run-0-0", "a")) == (12, "run-0-0")
+    assert layout.parse_log_key("g0001/logs/run-0-0.txt") is None
+    assert layout.parse_log_key("g00001/logs/run-0-0-01234567.txt") is None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from cli.kubectl.log_lines import readable
+from contract.layout import build_log_key
 from tests.cli.kubectl.cluster import FakeCluster
 from tests.cli.kubectl.test_commands import STATUS
+from tests.cli.outputs import make_output
 
 LINE = json.dumps(
     {
@@ -84,3 +87,25 @@ def test_following_ends_with_the_run(cluster: FakeCluster) -> None:
 
     assert result.exit_code == 0, result.output
     assert result.stdout == '12:00:01 warning shard claimed  shard=3 detail="two words"\n'
+
+
+def test_the_last_words_of_workers_that_are_gone(cluster: FakeCluster, tmp_path: Path) -> None:
+    """From the store: which worker, then its lines; by name or by slot."""
+    made = make_output(tmp_path)
+    cluster.apply(output=made.uri, **STATUS)
+    for slot in (0, 1):
+        key = build_log_key(1, f"swissprot-{slot}-3", f"uid-{slot}")
+        made.store.put_create(key, f"first {slot}\n{LINE}\nKilled\n".encode())
+
+    everything = cluster.run("logs", "swissprot", "--previous", "--tail", "1")
+    by_slot = cluster.run("logs", "swissprot", "--previous", "--slot", "1", "--raw")
+    nobody = cluster.run("logs", "swissprot", "--previous", "--worker", "swissprot-0-0")
+
+    assert sorted(everything.stdout.splitlines()) == ["== swissprot-0-3", "== swissprot-1-3", "Killed", "Killed"]
+    assert by_slot.stdout.splitlines() == ["== swissprot-1-3", "first 1", LINE, "Killed"]
+    assert nobody.exit_code == 64
+
+
+def test_what_is_gone_cannot_be_followed(cluster: FakeCluster) -> None:
+    """Wrong usage."""
+    assert cluster.run("logs", "swissprot", "-f", "--previous").exit_code == 2
