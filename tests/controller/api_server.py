@@ -11,14 +11,26 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import kopf
 from aiohttp import web
 
 Object = dict[str, Any]
-Fault = Callable[[str, str], web.StreamResponse | None]
-"""Given method and path, what is answered instead; None = as usual."""
+
+
+class Trouble(Enum):
+    """What a server may do instead of answering."""
+
+    RESET = "reset"
+    """Close the connection."""
+    SILENCE = "silence"
+    """Take the request, and never answer."""
+
+
+Fault = Callable[[str, str], web.StreamResponse | Trouble | None]
+"""Given method (WATCH for a watch) and path, what is answered instead; None = as usual."""
 
 
 @dataclass
@@ -33,6 +45,8 @@ class ApiServer:
     fault: Fault = lambda _method, _path: None
     url: str = ""
     version: int = 100
+    page: int | None = None
+    """Objects of a list that one answer holds at most; None = as many as are asked for."""
     _watchers: list[tuple[str, asyncio.Queue[Object | None]]] = field(default_factory=list)
 
     def connect(self) -> kopf.ConnectionInfo:
@@ -77,7 +91,13 @@ class ApiServer:
         """Any request."""
         path, method = request.path, request.method
         self.requests.append((method, path))
-        faulty = self.fault(method, path)
+        faulty = self.fault("WATCH" if "watch" in request.query else method, path)
+        if isinstance(faulty, Trouble):
+            if faulty is Trouble.SILENCE:
+                await asyncio.Event().wait()
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         return await self.usual(request) if faulty is None else faulty
 
     async def usual(self, request: web.Request) -> web.StreamResponse:
@@ -92,7 +112,11 @@ class ApiServer:
             return web.json_response(self.objects[path])
         if method == "GET" and _is_collection(path):
             items = [found for place, found in sorted(self.objects.items()) if _is_in(place, path)]
-            return web.json_response({"items": items, "metadata": {"resourceVersion": str(self.version)}})
+            first = int(request.query.get("continue", "0"))
+            following = first + (self.page or len(items))
+            more = {"continue": str(following)} if following < len(items) else {}
+            metadata = {"resourceVersion": str(self.version), **more}
+            return web.json_response({"items": items[first:following], "metadata": metadata})
         body = json.loads(await request.text() or "{}")
         if method == "POST":
             place = f"{path}/{body['metadata']['name']}"
@@ -104,6 +128,10 @@ class ApiServer:
             return _refusal(404, "NotFound", path)
         if method == "PATCH":
             return self._patched(place, body)
+        if method == "PUT":
+            if body["metadata"]["resourceVersion"] != self.objects[place]["metadata"]["resourceVersion"]:
+                return _refusal(409, "Conflict", place)
+            return web.json_response(self.put(place, body))
         assert method == "DELETE", method
         return self._deleted(place, body)
 
@@ -143,6 +171,16 @@ class ApiServer:
             self._watchers.remove(entry)
         return response
 
+    def expire_watches(self) -> None:
+        """Tell all watches that they are too old to go on from, as a server does that has compacted its history."""
+        for _, queue in self._watchers:
+            queue.put_nowait({"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}})
+
+    @property
+    def num_watches(self) -> int:
+        """Watches that are open."""
+        return len(self._watchers)
+
     def end_watches(self) -> None:
         """Close all watches, as a server does that restarts."""
         for _, queue in self._watchers:
@@ -166,6 +204,15 @@ async def serving(server: ApiServer | None = None) -> AsyncIterator[ApiServer]:
     finally:
         server.end_watches()
         await runner.cleanup()
+
+
+async def until(look: Callable[[], Any], what: str, *, patience_s: float = 20.0) -> Any:
+    """The first true value of `look`."""
+    deadline_s = asyncio.get_running_loop().time() + patience_s
+    while not (found := look()):
+        assert asyncio.get_running_loop().time() < deadline_s, f"waited for {what}"
+        await asyncio.sleep(0.01)
+    return found
 
 
 def refusal(status: int, reason: str, message: str = "") -> web.Response:
