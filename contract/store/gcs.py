@@ -139,11 +139,12 @@ class GcsStore:
                 self._head(key)
             raise
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore. Folder markers that consoles make (empty, name ends in '/') are no objects."""
         query = {
             "prefix": self._root + prefix,
             "maxResults": str(_PAGE_SIZE),
+            **({} if is_deep else {"delimiter": "/"}),
             "fields": "nextPageToken,items(name,size,generation,timeCreated)",
         }
         path = f"/storage/v1/b/{quote(self._bucket, safe='')}/o"

@@ -100,7 +100,10 @@ def _place(uri: str) -> _Place:
 def _expanded(store: ObjectStore, place: _Place) -> Iterator[Listed]:
     if place.is_pattern:
         pattern = [*place.key.split("/"), *(["**"] if place.is_directory else [])]
-        return (item for item in store.list(place.literal) if _matches(item.key.split("/"), pattern))
+        wild = place.key.removeprefix(place.literal)
+        is_deep = place.is_directory or "/" in wild or wild.startswith("**")
+        found = store.list(place.literal, is_deep=is_deep)
+        return (item for item in found if _matches(item.key.split("/"), pattern))
     # An object sorts before everything its name is a prefix of, so one item tells.
     first = None if place.is_directory else next(iter(store.list(place.key)), None)
     if first is not None and first.key == place.key:

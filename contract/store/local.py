@@ -110,13 +110,13 @@ class LocalStore:
             _sync(path.parent)
             return new
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore."""
         directory = prefix.rpartition("/")[0]
         if directory:
             self._path(directory)
         stale_before = time.time() - STALE_AFTER_S  # noqa: TID251  (an edge: the clock the files are stamped with)
-        for key, status in self._walk(directory, prefix, stale_before):
+        for key, status in self._walk(directory, prefix, stale_before, is_deep=is_deep):
             modified_at = datetime.fromtimestamp(status.st_mtime_ns / 1e9, UTC)
             yield Listed(key, status.st_size, _etag(status), modified_at)
 
@@ -139,8 +139,10 @@ class LocalStore:
             raise ValueError(f"{key!r} is no key of a directory store: names joined by '/', without '.' or '..'")
         return Path(self._root, *parts)
 
-    def _walk(self, directory: str, prefix: str, stale_before: float) -> Iterator[tuple[str, os.stat_result]]:
-        """Files below `directory` whose key starts with `prefix`, in the order of keys as bytes."""
+    def _walk(
+        self, directory: str, prefix: str, stale_before: float, *, is_deep: bool
+    ) -> Iterator[tuple[str, os.stat_result]]:
+        """Files in `directory`, and below it if `is_deep`, whose key starts with `prefix`, in the order of keys as bytes."""
         try:
             with os.scandir(Path(self._root, directory)) as scanned:
                 # 'a-b' < 'a/b' < 'a0': a directory sorts where its children do.
@@ -154,8 +156,8 @@ class LocalStore:
             if entry.name.startswith(TEMPORARY_PREFIX):
                 _remove_stale(entry, stale_before)
             elif name.endswith("/"):
-                if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(key[:-1], prefix, stale_before)
+                if is_deep and (key.startswith(prefix) or prefix.startswith(key)):
+                    yield from self._walk(key[:-1], prefix, stale_before, is_deep=True)
             elif key.startswith(prefix):
                 with contextlib.suppress(FileNotFoundError):  # deleted since the scan: not listed
                     yield key, entry.stat()

@@ -100,10 +100,10 @@ class MeasuredStore:
         with self._measured(StoreCall.PUT_UPDATE):
             return self.store.put_update(key, body, etag)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore. Measured to its end, what the caller does between two objects included."""
         with self._measured(StoreCall.LIST):
-            yield from self.store.list(prefix)
+            yield from self.store.list(prefix, is_deep=is_deep)
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""

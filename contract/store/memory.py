@@ -56,11 +56,13 @@ class MemoryStore:
                 raise PreconditionFailed(key, f"the ETag is {current.etag}, not {etag}")
             return self._put(key, body)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore."""
         with self._lock:
             found = sorted((key, *value) for key, value in self._objects.items() if key.startswith(prefix))
         for key, stored, modified_at in found:
+            if not is_deep and "/" in key.removeprefix(prefix):
+                continue
             yield Listed(key, len(stored.body), stored.etag, modified_at)
 
     def delete(self, key: str) -> None:

@@ -92,8 +92,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Objects whose key starts with `prefix`, in key order. Raises Unavailable."""
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
+        """Objects whose key starts with `prefix`, in key order; unless `is_deep`, only those with no '/' after it.
+
+        Raises Unavailable.
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -123,11 +123,12 @@ class S3Store:
         """See ObjectStore."""
         return self._put(key, body, {"IfMatch": f'"{etag}"'}, refused=PreconditionFailed)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore. Folder markers that consoles make (empty, name ends in '/') are no objects."""
         with self._edge(self._root + prefix, doubtful=Unavailable):
             pages = self._clients.retrying.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._root + prefix):
+            paginate = pages.paginate if is_deep else functools.partial(pages.paginate, Delimiter="/")
+            for page in paginate(Bucket=self._bucket, Prefix=self._root + prefix):
                 for item in page.get("Contents", ()):
                     if item["Size"] or not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(self._root)

@@ -46,10 +46,10 @@ class KillingStore:
         with self._call():
             return self._store.put_update(key, body, etag)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore."""
         with self._call():
-            return iter(list(self._store.list(prefix)))
+            return iter(list(self._store.list(prefix, is_deep=is_deep)))
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""

@@ -59,10 +59,10 @@ class FailingStore(MemoryStore):
         raise_if(self.fail_get(key))
         return super().get(key, start=start, end=end)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore."""
         raise_if(self.fail_get(prefix))
-        return super().list(prefix)
+        return super().list(prefix, is_deep=is_deep)
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""

@@ -204,6 +204,18 @@ def test_listing_by_prefix(store: ObjectStore) -> None:
     assert keys(store, "absent/") == []
 
 
+def test_a_shallow_listing_stays_on_its_level(store: ObjectStore) -> None:
+    """Unless it is deep, a listing has only what has no '/' after the prefix, whether that ends a name or not."""
+    for name in ["in/a.fasta", "in/b/c.fasta", "in/b/d/e.fasta", "in/bb.fasta", "in2/f.fasta", "top.fasta"]:
+        store.put_create(name, b"{}")
+
+    assert [item.key for item in store.list(is_deep=False)] == ["top.fasta"]
+    assert [item.key for item in store.list("in/", is_deep=False)] == ["in/a.fasta", "in/bb.fasta"]
+    assert [item.key for item in store.list("in/b", is_deep=False)] == ["in/bb.fasta"]
+    assert [item.key for item in store.list("in", is_deep=False)] == []
+    assert len(keys(store)) == 6
+
+
 def test_listing_tells_what_reading_tells(store: ObjectStore) -> None:
     """Size and ETag in a listing are those of the object, and the time is aware and recent."""
     store.put_create("key", b"one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from contract.store.errors import Unavailable
 from contract.store.inputs import list_inputs
 from contract.store.memory import MemoryStore
 from contract.store.open import open_store, split_object_uri
-from contract.store.protocol import ObjectStore, Stored
+from contract.store.protocol import Listed, ObjectStore, Stored
 from tests.worker.records.stored import bgzf
 
 KEYS = (
@@ -34,9 +35,15 @@ KEYS = (
 
 
 class Counting(MemoryStore):
-    """Counts reads."""
+    """Counts reads, and what listings give."""
 
-    num_gets = 0
+    num_gets = num_listed = 0
+
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
+        """See ObjectStore."""
+        for item in super().list(prefix, is_deep=is_deep):
+            self.num_listed += 1
+            yield item
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
         """See ObjectStore."""
@@ -167,6 +174,20 @@ def test_a_large_gz_that_is_block_gzip_can_be_cut() -> None:
         ("small.fa.gz", Compression.GZIP),
     ]
     assert store.num_gets == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "num_listed"),
+    [("*.fasta", 1), ("in/b*.fasta", 2), ("in/[ab]*", 5), ("in/**", 500), ("in/b/*/a.fasta", 495)],
+)
+def test_a_pattern_lists_no_deeper_than_it_reaches(key: str, num_listed: int) -> None:
+    """A wildcard in the last name costs a listing of its level, not of all the thousands of objects below it."""
+    deep = {f"in/b/{number}/a.fasta": b"x" for number in range(495)}
+    store = bucket({"top.fasta": b"x", **{f"in/{name}.fasta": b"x" for name in ("a", "a2", "b", "b2", "c")}, **deep})
+
+    listed(store, key)
+
+    assert store.num_listed == num_listed
 
 
 @pytest.mark.parametrize(

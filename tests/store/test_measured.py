@@ -114,8 +114,8 @@ def test_a_listing_is_told_once_at_its_end() -> None:
     """Also one that nobody reads to its end, and one that fails half-way."""
 
     class Cut(MemoryStore):
-        def list(self, prefix: str = "") -> Iterator[Listed]:
-            yield from super().list(prefix)
+        def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
+            yield from super().list(prefix, is_deep=is_deep)
             raise Unavailable(prefix, "503")
 
     store, seen = measured(Cut("memory://run"))

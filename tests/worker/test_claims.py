@@ -124,10 +124,10 @@ class CountingStore(MemoryStore):
 
     num_listings = num_creations = 0
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """See ObjectStore."""
         self.num_listings += 1
-        return super().list(prefix)
+        return super().list(prefix, is_deep=is_deep)
 
     def put_create(self, key: str, body: Body) -> ETag:
         """See ObjectStore."""
