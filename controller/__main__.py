@@ -110,13 +110,14 @@ class _Process:
 
     def is_ready(self) -> bool:
         """Whether it leads and sees, or waits to lead."""
-        return self._term is None or self._term.observation.pods.synced.is_set()
+        return self._term is None or self._term.sees
 
     def ages_s(self) -> dict[str, float]:
         """Seconds of silence of each watch."""
         if self._term is None:
             return {}
-        return {"pods": self._term.observation.pods.silent_s, "runs": self._term.runs.stale_s}
+        runs = {"runs": self._term.runs.stale_s} if self._term.runs.is_defined else {}
+        return {"pods": self._term.observation.pods.silent_s, **runs}
 
     def resources(self) -> list[Object]:
         """The runs that it works on; none while another one leads."""
@@ -189,11 +190,11 @@ class _Term:
     ) -> asyncio.Task[Any]:
         """Reconcile until something ends; returns what did."""
         tasks: list[asyncio.Task[Any]] = [leading, *self.observation.tasks()]
-        synced = asyncio.create_task(self.observation.pods.synced.wait(), name="first list of pods")
+        seeing = asyncio.create_task(self._see(), name="first look")
         namespace = self._settings.watch_namespace
         try:
-            done, _ = await asyncio.wait((stopping, *tasks, synced), return_when=asyncio.FIRST_COMPLETED)
-            done.discard(synced)
+            done, _ = await asyncio.wait((stopping, *tasks, seeing), return_when=asyncio.FIRST_COMPLETED)
+            done.discard(seeing)
             if not done:
                 tasks.append(asyncio.create_task(self.runs.keep_listed(self._cluster, namespace), name="list of runs"))
                 kopf = operator(
@@ -203,10 +204,20 @@ class _Term:
                 done, _ = await asyncio.wait((stopping, *tasks), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self.runs.stop()
-            for task in (*tasks, synced):
+            for task in (*tasks, seeing):
                 task.cancel()
-            await asyncio.gather(*tasks, synced, return_exceptions=True)
+            await asyncio.gather(*tasks, seeing, return_exceptions=True)
         return next(iter(done))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it knows what there is."""
+        return self.observation.pods.synced.is_set() and self.runs.is_defined
+
+    async def _see(self) -> None:
+        """Return once pods have been listed, and runs can be."""
+        await self.observation.pods.synced.wait()
+        await self.runs.wait_until_defined(self._cluster)
 
     def _pod_changed(self, pod: PodFacts) -> None:
         self.runs.wake(pod)

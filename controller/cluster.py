@@ -330,9 +330,14 @@ def core_path(namespace: str, kind: str, name: str = "") -> str:
     return _path("/api/v1", namespace, kind, name)
 
 
+def group_path() -> str:
+    """Path of what the server has of our API group."""
+    return f"/apis/{API_GROUP}/{API_VERSION}"
+
+
 def run_path(namespace: str, name: str = "", subresource: str = "") -> str:
     """Path of runs; an empty namespace = all."""
-    return _path(f"/apis/{API_GROUP}/{API_VERSION}", namespace, RUNS, name) + (f"/{subresource}" if subresource else "")
+    return _path(group_path(), namespace, RUNS, name) + (f"/{subresource}" if subresource else "")
 
 
 def lease_path(namespace: str, name: str = "") -> str:

@@ -17,7 +17,7 @@ from contract.errors import SpecError
 from contract.store.open import normalised_uri
 from controller import ledger
 from controller.api import InferenceRun
-from controller.cluster import ApiError, ApiUnavailable, Cluster, Object, run_path
+from controller.cluster import RUNS, ApiError, ApiUnavailable, Cluster, Object, group_path, run_path
 from controller.pods import PodFacts
 from controller.reconciler import OVER, RunReconciler
 from controller.watches import is_newer
@@ -25,6 +25,8 @@ from controller.watches import is_newer
 logger = logging.getLogger(__name__)
 
 LIST_S = 60.0
+DEFINED_S = 1.0
+"""Between two looks for the definition of runs, while it is not there."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class Runs:
         """Newest resourceVersion that the watch has shown, by uid."""
         self._unwatched_since_s: dict[str, tuple[str, float]] = {}
         self._listed_at_s = time.monotonic()
+        self.is_defined = False
+        """Whether the server has been seen to have such a resource."""
 
     def watched(self, resource: Object, *, is_deleted: bool) -> None:
         """The watch has shown a run."""
@@ -95,6 +99,17 @@ class Runs:
                     "choose another output, or wait until that run has ended or is deleted"
                 )
         return None
+
+    async def wait_until_defined(self, cluster: Cluster) -> None:
+        """Return once the server has runs: kopf, which watches them, looks for them only once."""
+        is_told = False
+        while not await _are_defined(cluster):
+            if not is_told:
+                logger.error("no definition of runs", extra={"detail": "install the chart's CRD, or deploy/crd.yaml"})
+                is_told = True
+            await asyncio.sleep(DEFINED_S)
+        self.is_defined = True
+        self._listed_at_s = time.monotonic()
 
     async def keep_listed(self, cluster: Cluster, namespace: str) -> None:
         """List for ever."""
@@ -153,6 +168,14 @@ class Runs:
             # Whoever waited for its output, or for its pods' names, may go on.
             for other in self._entries.values():
                 other.reconciler.wake()
+
+
+async def _are_defined(cluster: Cluster) -> bool:
+    try:
+        found = await cluster.get(group_path())
+    except (ApiError, ApiUnavailable):
+        return False
+    return any(item["name"] == RUNS for item in found["resources"])
 
 
 def _output(resource: Object) -> str | None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,13 +219,40 @@ def test_an_installation_for_one_namespace(
     warnings = [line for line in found.lines() if line["level"] in {"warning", "error"}]
     cluster_wide = {kind for kind, _ in of_release(api) if kind.startswith("Cluster")}
     api.custom.delete_namespaced_custom_object(*RUNS, "proteins", "inferenceruns", "mine")
-    api.delete("another")
+    api.delete("another", waits_for_pods=False)
 
     assert status["shards"]["total"] == 2
     assert api.status("another") == {}
     assert pods_of(api) == []
     assert warnings == [], json.dumps(warnings, indent=1)
     assert cluster_wide == set()
+
+
+def test_a_controller_that_was_there_before_the_definition(
+    helm: Config, api: Api, controller: Callable[..., ControllerProcess], tmp_path: Path
+) -> None:
+    """It is not ready, says why, and serves runs once they are defined, without being started anew."""
+    helm.install(CHART, RELEASE, {"crds": {"install": False}})
+    found = controller()
+    wait_for(lambda: _says(found, "no definition of runs"), "it to say so", patience_s=30, why=found.lines)
+    (port,) = re.findall(r", (\d+)\)", str(found.lines()[0]["addresses"]))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz")
+    api.install_crd(rendering.ROOT / "deploy/crd.yaml")
+    api.apply(a_run(tmp_path / "run", "early"))
+    # Sooner than by the list of runs that is made once a minute.
+    wait_for(lambda: len(pods_of(api)) == 2, "two pods", patience_s=30, why=found.lines)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as ready:
+        is_ready = ready.status == 200
+    api.delete("early", waits_for_pods=False)
+
+    assert refused.value.code == 503
+    assert is_ready
+    assert found.is_running
+
+
+def _says(controller: ControllerProcess, message: str) -> bool:
+    return any(line["message"] == message for line in controller.lines())
 
 
 SELDOM = {
