@@ -23,7 +23,7 @@ import yaml
 from contract.names import ANNOTATION_RETRY
 from tests.cluster.cluster import Cluster
 from tests.e2e.conftest import Bucket
-from tests.e2e.operator import NAMESPACE, RUNS, Api, Controller, controller_environment, end, resource, wait_for
+from tests.e2e.operator import NAMESPACE, RUNS, Api, ControllerProcess, controller_environment, end, resource, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -99,7 +99,7 @@ def controlled(bare: Bare, bucket: Bucket, tmp_path_factory: pytest.TempPathFact
     log = tmp_path_factory.mktemp("controller") / "log"
     environment = controller_environment(bare.kubeconfig, bucket.server.environment)
     bare.api.core.create_namespace({"metadata": {"name": "inferencerun"}})  # type: ignore[arg-type]
-    controller = Controller(environment, log)
+    controller = ControllerProcess(environment, log)
     controller.start()
     assert controller.process is not None
     yield bare
