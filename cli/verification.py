@@ -5,8 +5,8 @@
     exactly once  every record of the input is in one checkpoint or in quarantine, with the same offset and id, in order
     the end       index.json and _SUCCESS say what the manifests say
 
-Streaming: in memory are the manifests, the input's read-ahead and one checkpoint (two while one replaces the other). A run
-in progress is verified for what it has.
+Streaming: in memory are the manifests, the input's read-ahead, the bytes of the next checkpoints (`cli.read_ahead`) and the
+rows of one (two while one replaces the other). A run in progress is verified for what it has.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from cli.checkpoints import Piece, Rows, in_input_order, metadata_problems, read_checkpoint
+from cli.checkpoints import Piece, Rows, in_input_order, metadata_problems, rows_of
 from cli.output import Manifests, Output, is_finished
+from cli.read_ahead import ReadAhead
 from contract import index as index_format
 from contract.errors import Corrupt, InvalidInput
 from contract.index import build_index
-from contract.layout import build_index_key, build_plan_key, build_shard_data_prefix, build_shard_key
+from contract.layout import build_data_prefix, build_index_key, build_plan_key, build_shard_key, parse_data_key
 from contract.manifest import Checkpoint, Quarantined, ShardManifest, ShardStatus, invariants
 from contract.plan import Shard, cut
 from contract.ranges import Ranges, contains, normalised
@@ -115,15 +116,34 @@ def verify(
     _check_plan(output, report)
     for unreadable in manifests.unreadable:
         report.add(unreadable.key, unreadable.message.removeprefix(f"{unreadable.key}: "), remedy=REPAIR)
-    for shard in output.plan.shards:
-        stored = manifests.stored.get(shard.shard)
-        if stored is not None:
-            _ShardCheck(output, shard, stored.manifest, report).run(open_records)
-        on_shard(shard)
+    known = [(shard, manifests.stored.get(shard.shard)) for shard in output.plan.shards]
+    wanted = (
+        item
+        for _, stored in known
+        if stored is not None
+        for item in sorted(stored.manifest.checkpoints, key=lambda item: item.first)
+    )
+    with ReadAhead(output.committer, wanted) as contents:
+        for shard, stored in known:
+            if stored is not None:
+                _ShardCheck(output, shard, stored.manifest, report, contents).run(open_records)
+            on_shard(shard)
+    report.unnamed_objects = _num_unnamed(output, manifests)
     for number in sorted(manifests.stored.keys() - {shard.shard for shard in output.plan.shards}):
         report.add(build_shard_key(output.generation, number), "the plan has no such shard", remedy=RESTART)
     _check_index(output, manifests, report)
     return report
+
+
+def _num_unnamed(output: Output, manifests: Manifests) -> int:
+    """Objects that the manifest of their shard does not name. One listing for all: one for each shard would take minutes."""
+    named = {item.key for stored in manifests.stored.values() for item in stored.manifest.checkpoints}
+    num_unnamed = 0
+    for listed in output.committer.list(build_data_prefix(output.generation)):
+        parsed = parse_data_key(listed.key)
+        is_known = parsed is None or parsed[1] in manifests.stored
+        num_unnamed += is_known and listed.key not in named
+    return num_unnamed
 
 
 def _check_plan(output: Output, report: Report) -> None:
@@ -143,11 +163,14 @@ def _check_plan(output: Output, report: Report) -> None:
 class _ShardCheck:
     """The checks of one shard."""
 
-    def __init__(self, output: Output, shard: Shard, manifest: ShardManifest, report: Report) -> None:
+    def __init__(
+        self, output: Output, shard: Shard, manifest: ShardManifest, report: Report, contents: ReadAhead
+    ) -> None:
         self._output = output
         self._shard = shard
         self._manifest = manifest
         self._report = report
+        self._contents = contents
         self._key = build_shard_key(output.generation, shard.shard)
         self._unread: Ranges = ()
         """Ranges of checkpoints that are corrupt: their records are in trouble already, not missing besides."""
@@ -160,7 +183,6 @@ class _ShardCheck:
         report.shards += 1
         report.quarantined += len(manifest.quarantined)
         self._check_manifest()
-        self._count_unnamed()
         places = _places(in_input_order(manifest.checkpoints, self._load), manifest.quarantined)
         if open_records is not None:
             self._check_exactly_once(places, open_records(self._shard))
@@ -178,16 +200,11 @@ class _ShardCheck:
         if broken is not None:
             self._report.add(self._key, broken, remedy=RESTART)
 
-    def _count_unnamed(self) -> None:
-        named = {item.key for item in self._manifest.checkpoints}
-        prefix = build_shard_data_prefix(self._output.generation, self._shard.shard)
-        self._report.unnamed_objects += sum(item.key not in named for item in self._output.committer.list(prefix))
-
     def _load(self, item: Checkpoint) -> Rows | None:
         report = self._report
         report.checkpoints += 1
         try:
-            rows = read_checkpoint(self._output.committer, item)
+            rows = rows_of(self._contents.take(item), where=item.key)
             problems = metadata_problems(rows, item, self._manifest, self._output.record)
         except Corrupt as error:
             problems = [str(error).removeprefix(f"{item.key}: ")]
