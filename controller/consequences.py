@@ -169,7 +169,8 @@ def _hints(
     budget = before.token_budget or max_tokens_per_batch
     halved = min(budget, max(policy.min_tokens_per_batch, budget // 2))
     memory = before.memory_bytes
-    if memory_limit is not None and policy.max_memory_bytes is not None and manifest.restarts.streak > 0:
+    is_raisable = verdict.is_host_memory and manifest.restarts.streak > 0
+    if is_raisable and memory_limit is not None and policy.max_memory_bytes is not None:
         raised = min(policy.max_memory_bytes, 2 * max(memory or 0, memory_limit))
         memory = raised if raised > memory_limit else memory
     return Hints(token_budget=halved, memory_bytes=memory)

@@ -194,6 +194,8 @@ class Verdict:
     """Trying again gives the same: a shard fails at once, the run's breaker opens at once."""
     is_blind: bool = False
     """Killed by somebody unknown."""
+    is_host_memory: bool = False
+    """Out of the host's memory, not of a device's: a higher limit may help."""
 
     @property
     def is_counted(self) -> bool:
@@ -389,9 +391,10 @@ def _out_of_memory(case: _Case) -> Verdict | None:
         if not case.seen.has_started:
             advice = "raise the memory limit of the init container in workers.template"
             return _verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed an init container for memory", advice=advice)
-        return _verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed it for memory")
+        return replace(_verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed it for memory"), is_host_memory=True)
     if case.code == ExitCode.MEMORY:
-        return _verdict(FailureClass.OUT_OF_MEMORY, case.told("exit 78: memory exhausted"))
+        verdict = _verdict(FailureClass.OUT_OF_MEMORY, case.told("exit 78: memory exhausted"))
+        return replace(verdict, is_host_memory="host memory" in case.text)
     if not case.is_own_word and _MEMORY_TEXT.search(case.text):
         return _verdict(FailureClass.OUT_OF_MEMORY, case.told("it ran out of memory"))
     return None

@@ -304,6 +304,26 @@ def test_out_of_memory_again_raises_the_limit_up_to_the_allowed_one(
     assert found == expected
 
 
+@pytest.mark.parametrize(("detail", "is_raised"), [("CUDA out of memory", False), ("host memory exhausted", True)])
+def test_a_device_that_is_full_raises_no_limit_of_the_host(detail: str, *, is_raised: bool) -> None:
+    """More memory for the container would not be used."""
+    manifest = replace(make.held(), restarts=replace(make.held().restarts, streak=1))
+    flight = make.flight(exit_code=78, detail=detail)
+    action = release(
+        manifest,
+        _verdict(manifest, {"exit_code": 78}, flight),
+        flight=flight,
+        policy=FailurePolicy(max_memory_bytes=12 * GIB),
+        max_tokens_per_batch=1000,
+        memory_limit=4 * GIB,
+        now=make.later(50),
+        jitter=0.5,
+    )
+
+    assert action.hints is not None
+    assert (action.hints.memory_bytes == 8 * GIB) == is_raised
+
+
 def test_other_deaths_leave_the_hints() -> None:
     """A budget that was found to fit is kept."""
     manifest = make.held()
