@@ -36,7 +36,7 @@ CRD_HEADER = """\
 INSTALL_COPY = ROOT / "deploy/install.yaml"
 INSTALL_HEADER = f"""\
 # All that the chart installs with its default values, for kubectl apply. Rendered from the chart: make verify
-# Change the two images to where yours are. Servers older than 1.25: --validate=false drops what they do not know.
+# Change the two images to where yours are. For Kubernetes 1.25 and newer; on older servers use Helm.
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -91,9 +91,9 @@ def render(*, has_rules: bool = True) -> str:
 
 
 def install() -> str:
-    """Everything in one text, the namespace and the CRD first."""
+    """Everything in one text: namespace and CRD first, what uses all the rest last."""
     rendered = texts()
-    names = sorted(rendered, key=lambda name: (name != CRD, "rbac" in name, "deployment" in name, name))
+    names = sorted(rendered, key=lambda name: (name != CRD, "deployment" in name, name))
     # Nobody but Helm should say that Helm has these objects in its care.
     labels = re.compile(r"^ *(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
     parts = [labels.sub("", rendered[name]).strip("\n") for name in names if name.endswith(".yaml")]
