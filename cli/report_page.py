@@ -126,7 +126,7 @@ def _elapsed_note(content: ReportContent) -> str:
 
 
 def _rate_note(content: ReportContent) -> str:
-    now = f", {content.summary['recordsPerSecond']} now" if content.is_live else ""
+    now = f", {number_text(float(content.summary['recordsPerSecond']))} now" if content.is_live else ""
     return f"on average{now}"
 
 
