@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 from helm_python import HelmError
@@ -31,12 +32,17 @@ def test_what_people_write_is_taken(values: dict[str, Any]) -> None:
 
 
 def test_what_the_documents_say_is_taken() -> None:
-    """Each block of values in docs/install.md passes, and changes what is rendered."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (rendering.ROOT / "docs/install.md").read_text(), re.DOTALL)
+    """Each block of values in the documents, and each --set, passes and changes what is rendered."""
+    texts = [path.read_text() for path in (rendering.ROOT / "README.md", *(rendering.ROOT / "docs").glob("*.md"))]
+    blocks = [block for text in texts for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    known = set(yaml.safe_load(rendering.VALUES.read_text()))
+    loaded = [item for block in blocks for item in yaml.safe_load_all(block)]
+    found = [item for item in loaded if isinstance(item, dict) and item.keys() <= known]
+    found += [helm_python.parse_set_string(given) for text in texts for given in re.findall(r"--set (\S+)", text)]
 
-    assert len(blocks) >= 4
-    for block in blocks:
-        assert rendering.texts(yaml.safe_load(block)) != rendering.texts()
+    assert len(found) >= 8
+    for values in found:
+        assert rendering.texts(values) != rendering.texts(), values
 
 
 @pytest.mark.parametrize(

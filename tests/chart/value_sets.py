@@ -105,5 +105,6 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "own settings": {
         "controller": {"logLevel": "DEBUG", "settings": {"apiQps": 7.5, "pollSeconds": None, "apiBurst": 100000}}
     },
+    "openshift": {"controller": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None}}},
     "another name": {"fullnameOverride": "irun", "controller": {"watchNamespace": "a"}},
 }
