@@ -48,6 +48,28 @@ def test_every_value_of_the_chart_is_in_its_readme() -> None:
     ] == []
 
 
+def test_the_security_page_names_the_rights_of_the_controller() -> None:
+    """Those that deploy/install.yaml, the rendered chart, gives to its account; roles for people are not among them."""
+    objects = [item for item in yaml.safe_load_all((ROOT / "deploy" / "install.yaml").read_text()) if item]
+    bound = {item["roleRef"]["name"] for item in objects if item["kind"] in {"RoleBinding", "ClusterRoleBinding"}}
+    granted: dict[str, set[str]] = {}
+    for item in objects:
+        if item["kind"] in {"Role", "ClusterRole"} and item["metadata"]["name"] in bound:
+            for rule in item["rules"]:
+                for resource in rule["resources"]:
+                    granted.setdefault(resource, set()).update(rule["verbs"])
+    section = (
+        (ROOT / "docs" / "security.md").read_text().split("## What the operator may do", 1)[1].split("\n## ", 1)[0]
+    )
+    documented = {
+        row[1].strip(" `"): set(re.findall(r"[a-z]+", row[2]))
+        for row in (line.split("|") for line in section.splitlines())
+        if len(row) > 3 and row[1].strip().startswith("`")
+    }
+
+    assert documented == granted
+
+
 def alerts() -> list[dict[str, Any]]:
     """All alerting rules."""
     groups = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]
