@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -42,7 +42,7 @@ from controller.consequences import release
 from controller.eviction_rate import with_time
 from controller.judgement import judged, spread, the_dead, with_restarts_counted
 from controller.memory import JUDGED_KEPT, SAMPLE_S, SAMPLES_KEPT, Idle, RunMemory, forgiven
-from controller.observed import Intent, Observed, WorkerState, WorkerView
+from controller.observed import Intent, Observed, WorkerState
 from controller.status import (
     CheckpointStatus,
     RunStatus,
@@ -276,8 +276,13 @@ def _are_all_final(plan: Plan, manifests: Mapping[int, ShardManifest]) -> bool:
     return all(shard.shard in manifests and manifests[shard.shard].is_final for shard in plan.shards)
 
 
-def _holders(observed: Observed) -> frozenset[str]:
-    return frozenset(found.owner.uid for found in observed.manifests.values() if found.owner is not None)
+def _held_by(observed: Observed) -> dict[str, list[ShardManifest]]:
+    """Shards by the uid of who holds them."""
+    held: dict[str, list[ShardManifest]] = {}
+    for found in observed.manifests.values():
+        if found.owner is not None:
+            held.setdefault(found.owner.uid, []).append(found)
+    return held
 
 
 def _desired(plan: Plan, observed: Observed, goal: _Goal, now: datetime) -> int:
@@ -296,7 +301,8 @@ def _desired(plan: Plan, observed: Observed, goal: _Goal, now: datetime) -> int:
 def _stops(
     run: InferenceRun, observed: Observed, goal: _Goal, memory: RunMemory, now: datetime
 ) -> tuple[StopWorker, ...]:
-    holders = _holders(observed)
+    held_by = _held_by(observed)
+    idle_since = {item.uid: item.since for item in memory.idle}
     working = [worker for worker in observed.workers if worker.state in {WorkerState.STARTING, WorkerState.RUNNING}]
     live = {worker.node for worker in observed.workers if worker.is_live}
     avoided = set(nodes_to_avoid(memory.nodes, occupied=live, now=now))
@@ -307,12 +313,13 @@ def _stops(
             intent: Intent | None = goal.stops_all
         elif worker.slot >= run.spec.workers.count or worker.slot in taken:
             intent = Intent.SCALE_DOWN
-        elif goal.stops_idle is not None and worker.uid not in holders:
+        elif goal.stops_idle is not None and worker.uid not in held_by:
             intent = goal.stops_idle
         elif not worker.node and not set(worker.avoids) <= avoided:
             intent = Intent.AVOIDS_IN_VAIN
         else:
-            intent = _overdue(run, worker, observed, memory, now)
+            held = held_by.get(worker.uid, ())
+            intent = _overdue(run, held, idle_since=idle_since.get(worker.uid), now=now)
         taken.add(worker.slot)
         if intent is not None:
             stops.append(StopWorker(name=worker.name, uid=worker.uid, intent=intent))
@@ -320,16 +327,15 @@ def _stops(
 
 
 def _overdue(
-    run: InferenceRun, worker: WorkerView, observed: Observed, memory: RunMemory, now: datetime
+    run: InferenceRun, held: Sequence[ShardManifest], *, idle_since: datetime | None, now: datetime
 ) -> Intent | None:
     """Whether a worker has had its time: with one shard, or with nothing to show for it."""
     stall_s = _stall_s(run)
-    for idle in memory.idle:
-        if idle.uid == worker.uid and (now - idle.since).total_seconds() >= stall_s:
-            return Intent.STALLED
+    if idle_since is not None and (now - idle_since).total_seconds() >= stall_s:
+        return Intent.STALLED
     limit_s = run.spec.workers.attempt_timeout_s
-    for found in observed.manifests.values():
-        if found.owner is None or found.owner.uid != worker.uid or found.claimed_at is None:
+    for found in held:
+        if found.claimed_at is None:
             continue
         if limit_s is not None and (now - found.claimed_at).total_seconds() >= limit_s:
             return Intent.ATTEMPT_TIMEOUT
@@ -409,7 +415,7 @@ def _bounded(memory: RunMemory, observed: Observed, run: InferenceRun, now: date
     present = {worker.uid for worker in observed.workers}
     known = [uid for uid in memory.judged if uid in present]
     others = [uid for uid in memory.judged if uid not in present][-JUDGED_KEPT:]
-    holders = _holders(observed)
+    holders = _held_by(observed)
     since = {item.uid: item.since for item in memory.idle}
     return replace(
         memory,

@@ -110,7 +110,7 @@ def _takes_exit_0_for_success(patch: pytest.MonkeyPatch) -> None:
 
 
 def _stops_those_that_make_progress(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(planner, "_holders", lambda _observed: frozenset())
+    patch.setattr(planner, "_held_by", lambda _observed: {})
 
 
 def _never_quarantines(patch: pytest.MonkeyPatch) -> None:
