@@ -101,12 +101,12 @@ def test_an_object_listed_twice_is_refused() -> None:
 def test_a_terabyte_is_planned_in_seconds() -> None:
     """1 TiB in 1,000 objects, 64 MiB shards: cut, stored and read back without looking at the input."""
     objects = tuple(InputObject(uri=f"s3://in/{n:04d}", size=2**40 // 1000, etag=str(n)) for n in range(1000))
-    start = time.monotonic()
+    start = time.process_time()
 
     made = plan.from_json(plan.to_json(make(objects, 64 * 2**20)), where="plan.json")
 
     assert len(made.shards) == 17_000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_newer_plan_is_refused() -> None:
