@@ -306,6 +306,7 @@ def test_scrapers_find_the_ports() -> None:
         item["name"] for item in service["spec"]["ports"]
     ]
     assert service["spec"]["ports"][0]["targetPort"] in [item["name"] for item in container()["ports"]]
+    assert [item["port"] for item in pods["spec"]["podMetricsEndpoints"]] == [names.PORT_METRICS]
     assert pods["spec"]["selector"]["matchLabels"] == {names.LABEL_MANAGED_BY: names.MANAGED_BY}
     assert pods["spec"]["namespaceSelector"] == {"any": True}
 
