@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,8 @@ from contract.store.protocol import ObjectStore
 STORE_PATIENCE_S = 20.0
 """A store that has not answered by then is not looked at."""
 OPERATOR = "inferencerun"
-"""In the name of each Lease and Deployment of the operator, unless the chart's fullnameOverride says otherwise."""
+"""In the name of each Lease of the operator, unless the chart's fullnameOverride says otherwise."""
+_CONTROLLERS = "app.kubernetes.io/part-of=inferencerun-operator,app.kubernetes.io/component=controller"
 OPERATOR_NAMESPACES = ("inferencerun", "inferencerun-operator", "default")
 """Where to look when the whole cluster may not be looked at."""
 _RIGHTS = (
@@ -60,10 +61,11 @@ def gather(access: Access, run_name: str | None, *, operator_namespace: str | No
     if definition is not None and not definition.is_served:
         return Facts(now=current_time(), definition=definition)
     run = None if run_name is None else find_run(access, run_name)
+    deployments = look.deployments()
     common: dict[str, Any] = {
         "definition": definition,
-        "leases": look.leases(),
-        "deployments": look.deployments(),
+        "deployments": deployments,
+        "leases": look.leases(deployments or ()),
         "denied": look.denied(),
     }
     if run is None:
@@ -112,34 +114,40 @@ class _Looks:
             return None
         return Definition()
 
-    def leases(self) -> tuple[Lease, ...] | None:
-        """Leases of controllers."""
-        found = self._operators("the controllers' Lease", "coordination.k8s.io/v1", "leases")
-        return None if found is None else tuple(map(facts.read_lease, found))
-
     def deployments(self) -> tuple[Deployment, ...] | None:
-        """Deployments of controllers."""
-        found = self._operators("the controllers' Deployment", "apps/v1", "deployments")
+        """Deployments of controllers, by the chart's labels."""
+        found = self._operators("the controllers' Deployment", "apps/v1", "deployments", labelSelector=_CONTROLLERS)
         return None if found is None else tuple(map(facts.read_deployment, found))
 
-    def _operators(self, what: str, group: str, kind: str) -> list[Object] | None:
-        """Objects of the operator, in the whole cluster if that may be looked at, else where it usually is."""
-        named, problem = self._operator_namespace, None
-        is_any_seen = False
+    def leases(self, deployments: Sequence[Deployment]) -> tuple[Lease, ...] | None:
+        """Leases of controllers: of that name where their Deployments are, if these may be seen."""
+        places = [self._operator_namespace] if self._operator_namespace else [item.namespace for item in deployments]
+        found = self._operators("the controllers' Lease", "coordination.k8s.io/v1", "leases", places=places)
+        if found is None:
+            return None
+        names = {item.name for item in deployments}
+        is_named = self._operator_namespace is not None
+        return tuple(
+            facts.read_lease(item)
+            for item in found
+            if is_named or OPERATOR in item["metadata"]["name"] or item["metadata"]["name"] in names
+        )
+
+    def _operators(
+        self, what: str, group: str, kind: str, *, places: Sequence[str] = (), **query: str
+    ) -> list[Object] | None:
+        """Objects in `places`; without these in the whole cluster or, if that is refused, where the operator usually is."""
+        problem: ApiRefused | None = None
         found: list[Object] = []
-        for namespace in (named,) if named else ("", *dict.fromkeys((*OPERATOR_NAMESPACES, self._access.namespace))):
+        for namespace in places or ("", *dict.fromkeys((*OPERATOR_NAMESPACES, self._access.namespace))):
             try:
-                listed = self._api.list_all(group_path(group, namespace, kind))
+                found += self._api.list_all(group_path(group, namespace, kind), **query)
             except ApiRefused as error:
                 problem = problem or error
                 continue
-            is_any_seen = True
-            found += [item for item in listed if named or OPERATOR in item["metadata"]["name"]]
             if not namespace:
                 return found
-        if found or (named and is_any_seen):
-            return found
-        if problem is not None:
+        if problem is not None and not found:  # what there is may be where it could not be looked for
             self._note(what, problem)
             return None
         return found

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+from cli.kubectl.api import Object
 from cli.kubectl.on_store import explained
+from cli.kubectl.runs import output_uri
 from cli.output import Output, list_manifests, open_output, read_shards
 from contract.errors import InferenceRunError
+from contract.layout import RUN_KEY
 from contract.manifest import ShardManifest
 from contract.store.protocol import ETag
 
@@ -15,9 +18,9 @@ from contract.store.protocol import ETag
 class ShardWatch:
     """Manifests of a run, as new as the store gives them. Reads only what has changed, by ETag."""
 
-    def __init__(self, uri: str) -> None:
-        """Nothing is read before `start`."""
-        self._uri = uri
+    def __init__(self, run: Object) -> None:
+        """Nothing is read before `start`. What is wrong with the run's output becomes `problem`."""
+        self._run = run
         self._output: Output | None = None
         self._etags: dict[int, ETag] = {}
         self._known: dict[int, ShardManifest] = {}
@@ -44,20 +47,22 @@ class ShardWatch:
         """Wait for the first answer; False when there is none within `patience_s`."""
         if self._has_read.wait(patience_s):
             return True
-        self.problem = f"{self._uri} has not answered within {patience_s:g} s"
+        self.problem = f"the store has not answered within {patience_s:g} s"
         return False
 
     def _read(self) -> None:
         try:
-            with explained(self._uri):
-                if self._output is None:
-                    self._output = open_output(self._uri)
+            uri = output_uri(self._run)
+            with explained(uri):
+                if self._output is None or self._output.committer.read(RUN_KEY).etag != self._output.record_etag:
+                    self._output = open_output(uri)  # at first, and when a new generation may have begun
+                    self._etags, self._known = {}, {}
                 listed = list_manifests(self._output)
                 changed = [shard for shard, item in listed.items() if self._etags.get(shard) != item.etag]
                 for shard, found in read_shards(self._output, changed).stored.items():
                     self._known[shard], self._etags[shard] = found.manifest, found.etag
         except InferenceRunError as error:
             self.manifests, self.problem = None, str(error)
-            self._output = None  # the run may have begun a new generation, or its first one
+            self._output = None
         else:
             self.manifests, self.problem = dict(self._known), ""

@@ -10,7 +10,7 @@ import click
 
 from cli.kubectl.api import Object
 from cli.kubectl.options import Access, cluster_options, run_argument
-from cli.kubectl.runs import find_run, output_uri, pods_of
+from cli.kubectl.runs import find_run, pods_of
 from cli.kubectl.shard_watch import ShardWatch
 from cli.kubectl.workers import COLUMNS, WorkerRow, worker_rows
 from cli.output import current_time
@@ -46,7 +46,7 @@ def command(run_name: str, *, with_shards: bool | None, as_json: bool, access: A
     num_shards = ((run.get("status") or {}).get("shards") or {}).get("total") or 0
     watch = None
     if num_shards and (num_shards <= MAX_SHARDS_UNASKED if with_shards is None else with_shards):
-        watch = ShardWatch(output_uri(run))
+        watch = ShardWatch(run)
         watch.start(every_s=None)
         watch.wait(STORE_PATIENCE_S)
     now = current_time()

@@ -15,7 +15,7 @@ import click
 from cli.kubectl.api import ApiUnreachable, Object
 from cli.kubectl.change import OVER, phase_of
 from cli.kubectl.options import Access, cluster_options, run_argument
-from cli.kubectl.runs import find_run, output_uri, pods_of
+from cli.kubectl.runs import find_run, pods_of
 from cli.kubectl.shard_watch import ShardWatch
 from cli.kubectl.status import phase_text, status_fields, worker_cells
 from cli.kubectl.workers import COLUMNS, WorkerRow, worker_rows
@@ -54,7 +54,7 @@ def command(run_name: str, *, every_s: float, no_shards: bool, as_json: bool, ac
     Exits 0 when the run succeeds, 1 when it fails. Ctrl-C ends the watch and nothing else.
     """
     run = find_run(access, run_name)
-    shards = None if no_shards else ShardWatch(output_uri(run))
+    shards = None if no_shards else ShardWatch(run)
     if shards is not None:
         shards.start(every_s=every_s)
         shards.wait(FIRST_LOOK_S)

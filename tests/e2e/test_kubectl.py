@@ -255,8 +255,8 @@ def test_a_viewer_gets_what_the_namespace_shows(controlled: Bare, started: Calla
 
     assert {item["code"] for item in done["findings"]} == {"YouMayNot", "NoNodes"}
     assert [item.partition(":")[0] for item in done["unseen"]] == [
-        "the controllers' Lease",
         "the controllers' Deployment",
+        "the controllers' Lease",
         "nodes",
     ]
 

@@ -176,8 +176,8 @@ def test_what_may_not_be_seen_is_said(cluster: FakeCluster) -> None:
     assert codes(found) == ["YouMayNot", "NotAcceptedInvalid"]
     assert found["findings"][0]["evidence"] == "you may not patch inferenceruns; get pods/log"
     assert [item.partition(":")[0] for item in found["unseen"]] == [
-        "the controllers' Lease",
         "the controllers' Deployment",
+        "the controllers' Lease",
         "pods",
         "events",
         "nodes",

@@ -103,3 +103,13 @@ def test_the_picture_shows_workers_and_takes_markup_as_text(problem: str) -> Non
         line.split() for line in shown.splitlines()
     ]
     assert problem in shown
+
+
+def test_an_output_that_cannot_be_does_not_hide_the_run(cluster: FakeCluster) -> None:
+    """A spec that the controller refuses is looked at all the same."""
+    cluster.apply(output="ftp://host/out", **{**STATUS, "phase": "Failed"})
+
+    result = cluster.run("watch", "swissprot")
+
+    assert "Failed; 50.0 %" in result.stdout
+    assert "'ftp://host/out' is no store" in result.stderr
