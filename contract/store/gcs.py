@@ -153,7 +153,7 @@ class GcsStore:
                 reply = self._read("GET", f"{path}?{urlencode(query)}", self._root + prefix, {})
             except NotFound as error:
                 raise self._no_bucket(error.key, error.detail) from error
-            page = json.loads(reply.data)
+            page = self._page(reply, self._root + prefix)
             for item in page.get("items", ()):
                 if int(item["size"]) or not item["name"].endswith("/"):
                     yield Listed(
@@ -184,6 +184,14 @@ class GcsStore:
 
     def _head(self, key: str) -> Stored:
         return Stored(b"", _generation(self._read("HEAD", self._path(key), key, {}), key))
+
+    def _page(self, reply: BaseHTTPResponse, key: str) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            page = json.loads(reply.data)
+            if isinstance(page, dict):
+                return page
+        # Something on the way has answered in the store's place: `items` missing would look like an empty bucket.
+        raise Unavailable(key, f"{self.uri}: the listing is no JSON object but {reply.data[:100]!r}")
 
     def _path(self, key: str) -> str:
         return f"/{self._bucket}/{quote(self._root + key, safe='/')}"
@@ -218,7 +226,7 @@ class GcsStore:
         if reply.status == 401 and account:
             with account_edge(key, doubtful=doubtful):
                 account.renew(shown)
-                shown = account.headers()
+                shown = account.headers(self._endpoint_url)
             reply = self._send(method, target, key, {**headers, **shown}, body, doubtful)
         if not 200 <= reply.status < 300:
             raise self._from_reply(reply, key, account, doubtful, refused)
@@ -268,7 +276,7 @@ class GcsStore:
             return None, {}
         with account_edge(key, doubtful=doubtful):
             account = application_default()
-            return account, account.headers()
+            return account, account.headers(self._endpoint_url)
 
     def _from_reply(
         self,

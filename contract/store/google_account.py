@@ -41,11 +41,11 @@ class Account:
         """The service account, where there is one; for messages."""
         return str(getattr(self._credentials, "service_account_email", None) or "the account in use")
 
-    def headers(self) -> dict[str, str]:
-        """What shows who asks; it stays valid for minutes. Raises GoogleAuthError."""
+    def headers(self, url: str) -> dict[str, str]:
+        """What shows at `url` who asks; it stays valid for minutes. Raises GoogleAuthError."""
         shown: dict[str, str] = {}
         with _lock:
-            self._credentials.before_request(self._request, "", "", shown)  # type: ignore[no-untyped-call]
+            self._credentials.before_request(self._request, "GET", url, shown)  # type: ignore[no-untyped-call]
         return shown
 
     def renew(self, shown: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     server.use(monkeypatch)
     bucket = server.new_bucket()
     with FaultProxy(server.port) as proxy:
-        store = kind(bucket, "run", endpoint_url=proxy.endpoint_url, read_timeout_s=0.2)
+        store = kind(bucket, "run", endpoint_url=proxy.endpoint_url, read_timeout_s=0.5)
         yield Rig(proxy, store, kind(bucket, "run"), Committer(store, sleep=lambda _: None))
 
 

@@ -43,7 +43,7 @@ def proxy(gcs_server: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faul
 @pytest.fixture
 def store(proxy: FaultProxy, gcs_server: FakeGcs) -> GcsStore:
     """A store in a fresh bucket, through the proxy."""
-    return GcsStore(gcs_server.new_bucket(), "run", read_timeout_s=0.5, connect_timeout_s=0.5)
+    return GcsStore(gcs_server.new_bucket(), "run")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,19 @@ def test_folder_markers_are_no_objects(gcs_uri: str) -> None:
         store.put_overwrite(key, body)
 
     assert [item.key for item in store.list()] == ["folder/x", "odd/"]
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"[]", b""])
+def test_what_is_no_listing_is_no_empty_bucket(
+    gcs_server: FakeGcs, monkeypatch: pytest.MonkeyPatch, gcs_uri: str, body: bytes
+) -> None:
+    """A proxy that answers 200 in the store's place is Unavailable: an empty listing would let a run begin anew."""
+    monkeypatch.setattr("tests.gcs_server.answer_json", lambda *_: Reply(200, body))
+
+    with pytest.raises(Unavailable, match="no JSON object"):
+        list(open_store(gcs_uri).list())
+
+    assert gcs_server.requests[-1][0] == "GET"
 
 
 def test_a_prefix_is_a_folder(gcs_uri: str) -> None:
