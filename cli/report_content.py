@@ -1,7 +1,7 @@
 """What a report shows, counted from the manifests of one generation. Pure.
 
 All of it follows from claims, checkpoints and ended attempts. What they do not tell (how long a worker took to start and
-load its model before its first claim; checkpoint stalls, which are part of the seconds between two commits) is not made up.
+load its model before its first claim) is not made up.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Use(StrEnum):
     """What worker time went into."""
 
     COMMITTED = "committed"
-    """Seconds that ended in committed checkpoints: reading, computing, and waiting for checkpoints."""
+    """Seconds that ended in committed checkpoints: reading and computing."""
+    STALLED = "stalled"
+    """Of committed checkpoints: seconds for which the worker waited to hand one over."""
     IN_FLIGHT = "inFlight"
     """Since the last commit of shards that are held now."""
     EVICTED = "evicted"
@@ -92,6 +94,8 @@ class Holding:
     evidence: str
     useful_s: float
     """Seconds that its committed checkpoints account for."""
+    stalled_s: float
+    """Of them, waiting for checkpoints."""
     records: int
 
     @property
@@ -221,7 +225,7 @@ class ReportContent:
     def goodput(self) -> float | None:
         """Share of all known worker time that ended in committed checkpoints; None before the first second."""
         total_s = sum(self.uses.values())
-        return self.uses[Use.COMMITTED] / total_s if total_s else None
+        return (self.uses[Use.COMMITTED] + self.uses[Use.STALLED]) / total_s if total_s else None
 
 
 def build_content(
@@ -309,6 +313,7 @@ def _holding(
         ended_at = committed_at or started_at or now
         ending = Ending.COMPLETE if is_current and manifest.completed_by else Ending.UNKNOWN
     start = min(started_at or ended_at, ended_at)
+    useful_s = min(sum(item.seconds for item in checkpoints), (ended_at - start).total_seconds())
     return Holding(
         shard=manifest.shard,
         epoch=epoch,
@@ -321,7 +326,8 @@ def _holding(
         ending=ending,
         failure_class=attempt.failure_class if attempt else None,
         evidence=attempt.evidence if attempt else "",
-        useful_s=min(sum(item.seconds for item in checkpoints), (ended_at - start).total_seconds()),
+        useful_s=useful_s,
+        stalled_s=min(sum(item.stall_seconds for item in checkpoints), useful_s),
         records=sum(item.records for item in checkpoints),
     )
 
@@ -439,7 +445,8 @@ def uses_of(lanes: Iterable[Lane]) -> dict[Use, float]:
     }
     for lane in lanes:
         for item in lane.holdings:
-            uses[Use.COMMITTED] += item.useful_s
+            uses[Use.COMMITTED] += item.useful_s - item.stalled_s
+            uses[Use.STALLED] += item.stalled_s
             uses[of_ending.get(item.ending, Use.FAILED)] += item.held_s - item.useful_s
         if lane.name == UNKNOWN_WORKER:
             continue

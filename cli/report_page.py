@@ -45,7 +45,8 @@ MIN_USE_S = 0.5
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 USES = {
-    Use.COMMITTED: ("Committed", "ended in committed checkpoints: reading, computing, waiting for checkpoints"),
+    Use.COMMITTED: ("Committed", "ended in committed checkpoints: reading and computing"),
+    Use.STALLED: ("Checkpoint stalls", "of the same: waiting until a checkpoint could be handed over"),
     Use.IN_FLIGHT: ("In flight", "since the last commit of the shards that are held now"),
     Use.EVICTED: ("Lost to evictions", "since the last commit before a spot eviction"),
     Use.FAILED: ("Lost to other ends", "since the last commit before a failure, a lost node or an intended stop"),
@@ -269,7 +270,7 @@ def _time(content: ReportContent) -> str:
     )
     note = (
         '<p class="muted">From claims, checkpoints and ended attempts. The first start of each worker (image, model) lies '
-        "before its first claim, and no manifest tells it; checkpoint stalls are part of the committed seconds.</p>"
+        "before its first claim, and no manifest tells it.</p>"
     )
     table = _scrolled(_columns(("What", "Time", "Share", "Meaning")), rows, label="Worker time")
     return _section("Where worker time went", bar + table + note)

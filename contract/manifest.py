@@ -172,7 +172,8 @@ class ShardManifest:
     hints: Hints = field(default_factory=Hints)
     claimed_at: datetime | None = None
     completed_by: Owner | None = None
-    """Who settled its last record; None = not complete, or that was done by the release of a dead worker's shard."""
+    """Who settled its last record; None = not complete, or not known: done by the release of a dead worker's shard, or
+    by a version that did not keep it."""
     not_before: datetime | None = None
     """No claim before this instant; None = at once."""
     failure: Failure | None = None
@@ -435,7 +436,7 @@ def _from_fields(fields: dict[str, Any]) -> ShardManifest:
         ),
         hints=Hints(token_budget=fields["hints"]["tokenBudget"], memory_bytes=fields["hints"].get("memoryBytes")),
         claimed_at=parse_stamp(fields["claimedAt"]),
-        completed_by=_owner(fields["completedBy"]),
+        completed_by=_owner(fields.get("completedBy")),
         not_before=parse_stamp(fields["notBefore"]),
         failure=None
         if failure is None

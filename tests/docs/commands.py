@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import click
@@ -59,7 +60,7 @@ def problem(line: CommandLine) -> str | None:
     if len(words) == 1:
         return None  # the name alone, in running text
     try:
-        with _without_files(command):
+        with _any_path(command):
             command.make_context(words[0], list(words[1:]), parent=context)
     except click.exceptions.Exit:
         return None  # --help
@@ -68,16 +69,14 @@ def problem(line: CommandLine) -> str | None:
     return None
 
 
-class _without_files:  # noqa: N801  (used like a function)
+@contextmanager
+def _any_path(command: click.Command) -> Iterator[None]:
     """While it lasts, paths need not exist: documents name files that a reader has."""
-
-    def __init__(self, command: click.Command) -> None:
-        self._paths = [item.type for item in command.params if isinstance(item.type, click.Path) and item.type.exists]
-
-    def __enter__(self) -> None:
-        for kind in self._paths:
-            kind.exists = False
-
-    def __exit__(self, *_: object) -> None:
-        for kind in self._paths:
+    paths = [item.type for item in command.params if isinstance(item.type, click.Path) and item.type.exists]
+    for kind in paths:
+        kind.exists = False
+    try:
+        yield
+    finally:
+        for kind in paths:
             kind.exists = True

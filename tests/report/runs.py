@@ -171,6 +171,7 @@ class Story:
             sha256="0" * 64,
             created_at=now,
             seconds=round(seconds, 3),
+            stall_seconds=round(seconds * 0.01, 3),
             next_offset=current.start + (at + 1) * size,
         )
         return transitions.committed(

@@ -31,7 +31,15 @@ from tests.report.runs import START, Story
 NOW = values.NOW + timedelta(hours=1)
 
 
-def a_holding(start_s: float, end_s: float, *, pod: str = "run-0-0", useful_s: float = 0.0, ending: Ending) -> Holding:
+def a_holding(
+    start_s: float,
+    end_s: float,
+    *,
+    pod: str = "run-0-0",
+    useful_s: float = 0.0,
+    stalled_s: float = 0.0,
+    ending: Ending,
+) -> Holding:
     """A time with a shard, in seconds after START."""
     return Holding(
         shard=0,
@@ -46,6 +54,7 @@ def a_holding(start_s: float, end_s: float, *, pod: str = "run-0-0", useful_s: f
         failure_class=None,
         evidence="",
         useful_s=useful_s,
+        stalled_s=stalled_s,
         records=0,
     )
 
@@ -118,7 +127,7 @@ def test_workers_in_one_place_share_a_lane() -> None:
 def test_every_second_of_a_lane_is_in_exactly_one_use() -> None:
     """From a lane's first claim to its last end: committed, lost, between shards or replacing."""
     holdings = (
-        a_holding(0, 100, useful_s=90, ending=Ending.COMPLETE),
+        a_holding(0, 100, useful_s=90, stalled_s=4, ending=Ending.COMPLETE),
         a_holding(102, 150, useful_s=30, ending=Ending.EVICTED),
         a_holding(210, 250, pod="run-0-1", useful_s=25, ending=Ending.FAILED),
         a_holding(260, 300, pod="run-0-2", useful_s=40, ending=Ending.HELD),
@@ -127,7 +136,8 @@ def test_every_second_of_a_lane_is_in_exactly_one_use() -> None:
     uses = uses_of(lanes_of(holdings))
 
     assert uses == {
-        Use.COMMITTED: 185,
+        Use.COMMITTED: 181,
+        Use.STALLED: 4,
         Use.IN_FLIGHT: 0,
         Use.EVICTED: 18,
         Use.FAILED: 15,
