@@ -130,7 +130,7 @@ RUN = [
 
 
 @pytest.mark.parametrize("document", RUN, ids=lambda document: str(document.path.relative_to(ROOT)))
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_what_is_not_marked_runs(document: Document, tmp_path: Path) -> None:
     """The document's commands and programs, in their order, in a directory that has the examples."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
