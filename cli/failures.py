@@ -21,13 +21,18 @@ from contract.manifest import ShardManifest, stamp
 )
 @json_option
 def command(output_uri: str, generation: int | None, num_last: int, *, as_json: bool) -> None:
-    """The last ended attempts, newest first: class, evidence, pod, node, and whether they count; then failed shards."""
+    """The last ended attempts, newest first: class, evidence, pod, node, and whether they count; then failed shards.
+
+    LOG is where the end of the worker's log lies, below the output's URI. Workers that failed before they held a shard
+    have no attempt; of them there is the log alone.
+    """
     output = open_output(output_uri, generation)
     manifests = read_manifests(output).readable
     kept = frozenset(item.key for item in output.committer.list(build_logs_prefix(output.generation)))
     attempts, failed = last_attempts(manifests, num_last, kept), failed_shards(manifests)
+    others = sorted(kept - log_keys(manifests))
     if as_json:
-        print_json({"attempts": attempts, "failedShards": failed})
+        print_json({"attempts": attempts, "failedShards": failed, "otherLogs": others})
         return
     print_table(
         ("ENDED", "SHARD", "EPOCH", "CLASS", "COUNTS", "POD", "NODE", "EVIDENCE", "LOG"),
@@ -44,6 +49,16 @@ def command(output_uri: str, generation: int | None, num_last: int, *, as_json: 
             ((item["shard"], item["class"], item["detail"]) for item in failed),
             empty="",
         )
+    if others:
+        click.echo()
+        print_table(("LOG OF A WORKER THAT HELD NO SHARD",), ([key] for key in others), empty="")
+
+
+def log_keys(manifests: Sequence[ShardManifest]) -> frozenset[str]:
+    """Keys of the logs of all attempts, kept or not. Pure."""
+    return frozenset(
+        build_log_key(found.generation, item.pod, item.uid) for found in manifests for item in found.attempts
+    )
 
 
 def last_attempts(

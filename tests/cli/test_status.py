@@ -219,12 +219,16 @@ def test_failures_shows_the_newest_attempts_of_all_shards(tmp_path: Path) -> Non
 
     log = build_log_key(1, "pod-1-2", "u2")
     made.store.put_create(log, b"Traceback")
+    shardless = build_log_key(1, "pod-9-0", "u9")
+    made.store.put_create(shardless, b"no weights")
 
     found = run_json("failures", made.uri, "--last", "2")
     text = run("failures", made.uri).stdout
 
     assert [item["log"] for item in found["attempts"]] == [log, None]
     assert log in text
+    assert found["otherLogs"] == [shardless]
+    assert text.rstrip().endswith(shardless)
     assert [item["pod"] for item in found["attempts"]] == ["pod-1-2", "pod-0-2"]
     assert found["attempts"][0]["class"] == "OutOfMemory"
     assert found["attempts"][0]["evidence"] == "exit code 78"

@@ -206,7 +206,7 @@ async def serving(server: ApiServer | None = None) -> AsyncIterator[ApiServer]:
         await runner.cleanup()
 
 
-async def until(look: Callable[[], Any], what: str, *, patience_s: float = 20.0) -> Any:
+async def until(look: Callable[[], Any], what: str, *, patience_s: float = 60.0) -> Any:
     """The first true value of `look`."""
     deadline_s = asyncio.get_running_loop().time() + patience_s
     while not (found := look()):

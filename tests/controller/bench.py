@@ -25,7 +25,7 @@ from controller.tools import Tools
 from tests import make
 from tests.controller.api_server import ApiServer, serving
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NAMESPACE = "ns"
 RUN = run_path(NAMESPACE, "run")
 PODS = core_path(NAMESPACE, "pods")

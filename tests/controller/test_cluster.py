@@ -160,7 +160,7 @@ async def watched(cluster: Cluster, since: str = "0") -> list[str]:
 
 def test_a_watch_ends_when_it_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever TCP says: it is begun anew from where it was."""
-    monkeypatch.setattr(client, "WATCH_SILENCE_S", 0.2)
+    monkeypatch.setattr(client, "WATCH_SILENCE_S", 1.0)
 
     async def scenario(_server: ApiServer, cluster: Cluster) -> None:
         assert await watched(cluster) == ["p"]

@@ -18,7 +18,7 @@ from tests import make
 from tests.controller.api_server import ApiServer, Trouble, refusal, serving, until
 
 SETTINGS = Settings(
-    lease_namespace="ns", lease_duration_s=1.0, lease_renew_deadline_s=0.5, lease_retry_s=0.02, identity="a"
+    lease_namespace="ns", lease_duration_s=2.0, lease_renew_deadline_s=1.0, lease_retry_s=0.05, identity="a"
 )
 LEASE = lease_path("ns", SETTINGS.lease_name)
 
@@ -41,7 +41,7 @@ def run(scenario: Callable[[ApiServer, Make], Awaitable[None]]) -> None:
 
     async def whole() -> None:
         async with electing() as (server, candidate):
-            await asyncio.wait_for(scenario(server, candidate), 20)
+            await asyncio.wait_for(scenario(server, candidate), 60)
 
     asyncio.run(whole())
 
@@ -59,7 +59,7 @@ def test_the_first_leads_and_the_second_waits_until_it_falls_silent() -> None:
         await first.acquire()
         keeping = asyncio.create_task(first.keep())
         waiting = asyncio.create_task(second.acquire())
-        done, _ = await asyncio.wait({waiting}, timeout=1.5)
+        done, _ = await asyncio.wait({waiting}, timeout=2.4)
         was_kept_out = not done and holder(server) == "a"
         keeping.cancel()
         await waiting
@@ -77,7 +77,7 @@ def test_a_lease_that_is_given_up_is_free_at_once() -> None:
         first, second = candidate("a"), candidate("b")
         await first.acquire()
         await first.give_up()
-        await asyncio.wait_for(second.acquire(), 0.9)
+        await asyncio.wait_for(second.acquire(), SETTINGS.lease_duration_s - 0.5)
 
         assert holder(server) == "b"
 
@@ -93,7 +93,7 @@ def test_a_leader_whose_lease_is_taken_stops_at_once() -> None:
         lease = server.objects[LEASE]
         server.put(LEASE, {**lease, "spec": {**lease["spec"], "holderIdentity": "b"}})
         with pytest.raises(LeadershipLost):
-            await asyncio.wait_for(leader.keep(), 0.4)
+            await asyncio.wait_for(leader.keep(), SETTINGS.lease_renew_deadline_s - 0.1)
 
         assert not leader.is_leading
 
