@@ -9,7 +9,7 @@ import pytest
 
 from contract import layout, manifest, names, settings
 from contract.manifest import Owner
-from contract.transitions import first_claim
+from contract.transitions import claimed, first_claim
 from controller.cluster import Object, core_path
 from controller.observed import Intent
 from tests.controller.api_server import refusal
@@ -236,5 +236,49 @@ def test_a_log_that_is_gone_keeps_nobody_waiting(tmp_path: Path, status: int) ->
 
             assert [method for method, path in found.server.requests if path.endswith("/log")] == ["GET"]
             assert [item.key for item in found.store.list(key)] == []
+
+    asyncio.run(scenario())
+
+
+def hold(found: Bench, name: str) -> None:
+    """The worker claims the first shard."""
+    owner = Owner(pod=name, uid=found.pod(name)["metadata"]["uid"], node="node-a")
+    key = layout.build_shard_key(1, 0)
+    shard = found.reconciler._opener.opened.plan.shards[0]
+    if not list(found.store.list(key)):
+        new = first_claim(shard, generation=1, owner=owner, commit_id=name, now=found.now)
+        found.store.put_create(key, manifest.to_json(new))
+        return
+    stored = found.store.get(key)
+    current = manifest.from_json(stored.body, where=key)
+    new = claimed(current, owner=owner, commit_id=name, now=found.now)
+    found.store.put_update(key, manifest.to_json(new), stored.etag)
+
+
+def test_a_shard_that_smaller_batches_do_not_help_gets_a_larger_worker(tmp_path: Path) -> None:
+    """The third pod has twice the memory, and its worker knows; the limit of the first two is the template's."""
+    container = {"name": "worker", "resources": {"limits": {"memory": "4Gi"}}}
+    changes = {
+        "workers": {"count": 1, "template": {"spec": {"containers": [container]}}},
+        "failurePolicy": {"maxMemory": "16Gi"},
+    }
+
+    async def scenario() -> None:
+        async with bench(tmp_path, changes) as found:
+            for number in range(2):
+                name = f"run-0-{number}"
+                await found.until(lambda name=name: found.server.objects.get(f"{PODS}/{name}"), name)
+                found.run_pod(name)
+                hold(found, name)
+                found.end_pod(name, exitCode=137, reason="OOMKilled")
+                await found.until(lambda name=name: f"{PODS}/{name}" not in found.server.objects, f"{name} to go")
+                found.sleep(60)
+            third = await found.until(lambda: found.server.objects.get(f"{PODS}/run-0-2"), "the third")
+            worker = third["spec"]["containers"][0]
+            text = next(item["value"] for item in worker["env"] if item["name"] == names.ENV_SETTINGS)
+
+            assert worker["resources"]["limits"]["memory"] == str(8 * 2**30)
+            assert settings.from_json(text).memory_bytes == 8 * 2**30
+            assert found.status["restarts"]["byClass"] == {"OutOfMemory": 2}
 
     asyncio.run(scenario())
