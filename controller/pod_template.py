@@ -46,6 +46,11 @@ _SPOT_LABELS: dict[Provider, tuple[str, str]] = {
 }
 """What the provider's spot nodes are labelled with."""
 
+_ALSO_TAKEN_AWAY: dict[Provider, tuple[str, str]] = {
+    Provider.GKE: ("cloud.google.com/gke-preemptible", "true"),
+}
+"""What other nodes are labelled with that a provider takes away: no place for workers on demand, and none to ask for."""
+
 _SPOT_TAINTS: dict[Provider, tuple[tuple[str, str], ...]] = {
     Provider.GKE: (("cloud.google.com/gke-spot", "true"), ("cloud.google.com/gke-provisioning", "spot")),
 }
@@ -317,6 +322,9 @@ def _constrain(spec: dict[str, Any], run: InferenceRun, *, is_spot: bool, avoid_
     if provider in _SPOT_LABELS:
         key, value = _SPOT_LABELS[provider]
         expressions.append({"key": key, "operator": "In" if is_spot else "NotIn", "values": [value]})
+    if provider in _ALSO_TAKEN_AWAY and not is_spot:
+        key, value = _ALSO_TAKEN_AWAY[provider]
+        expressions.append({"key": key, "operator": "NotIn", "values": [value]})
     # A field selector takes one value at a time.
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in avoid_nodes]
     if fields and provider is Provider.KARPENTER:
