@@ -35,17 +35,21 @@ def progress_line(status: RunStatus) -> str:
 
 
 class Plain:
-    """Lines on standard error: one every few seconds, one for each thing that happens."""
+    """Lines on standard error: one every few seconds if something differs, one for each thing that happens."""
 
     def __init__(self) -> None:
         self._last: datetime | None = None
         self._phase = ""
+        self._line = ""
 
     def show(self, turn: Turn) -> None:
-        """A line when it is time for one, or when the phase has changed."""
+        """A line when it is time for one, or when the phase has changed; an open breaker says its reason once."""
         if self._last is None or turn.at - self._last >= LINE_EVERY or turn.status.phase != self._phase:
             self._last, self._phase = turn.at, turn.status.phase
-            click.echo(progress_line(turn.status), err=True)
+            line = progress_line(turn.status)
+            if line != self._line:
+                self._line = line
+                click.echo(line, err=True)
 
     def note(self, text: str) -> None:
         """The text on a line of its own."""
