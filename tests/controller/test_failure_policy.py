@@ -330,6 +330,13 @@ def test_advice_of_configuration_says_what_to_mend() -> None:
     assert len(advice) == 4
 
 
+def test_advice_for_a_refused_spec_says_how_to_go_on() -> None:
+    """An unchanged run that is applied again is no change for the controller, so `retry` is named."""
+    advice = classify(Evidence(exit_code=64)).advice
+
+    assert "apply the run again, or 'inferencerun retry'" in advice
+
+
 @given(
     st.builds(
         Evidence,
