@@ -21,9 +21,11 @@ import pytest
 import yaml
 
 from contract.names import ANNOTATION_RETRY
+from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
-from tests.e2e.conftest import Bucket
+from tests.e2e.conftest import PROTEINS
 from tests.e2e.operator import NAMESPACE, RUNS, Api, ControllerProcess, controller_environment, end, resource, wait_for
+from tests.servers import S3Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -94,10 +96,20 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
 
 
 @pytest.fixture(scope="module")
-def controlled(bare: Bare, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+def own_bucket(s3_server: S3Server) -> str:
+    """A bucket with one object of proteins. Not `bucket`, which is of the tests with nodes, and brings these."""
+    with pytest.MonkeyPatch.context() as patch:
+        s3_server.use(patch)
+        name = s3_server.new_bucket()
+        S3Store(name, "").put_create("in/000.fasta", PROTEINS.read_bytes())
+    return name
+
+
+@pytest.fixture(scope="module")
+def controlled(bare: Bare, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     """The same with a controller, whose Lease is that of the first test that asks."""
     log = tmp_path_factory.mktemp("controller") / "log"
-    environment = controller_environment(bare.kubeconfig, bucket.server.environment)
+    environment = controller_environment(bare.kubeconfig, s3_server.environment)
     bare.api.core.create_namespace({"metadata": {"name": "inferencerun"}})  # type: ignore[arg-type]
     controller = ControllerProcess(environment, log)
     controller.start()
@@ -107,15 +119,15 @@ def controlled(bare: Bare, bucket: Bucket, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def started(controlled: Bare, bucket: Bucket) -> Iterator[Callable[..., str]]:
+def started(controlled: Bare, own_bucket: str, s3_server: S3Server) -> Iterator[Callable[..., str]]:
     """Makes runs that a controller would work on; they are gone after the test."""
     names: list[str] = []
 
     def start(**changes: Any) -> str:
         name = f"doctored-{next(_numbers)}"
-        output = f"s3://{bucket.name}/doctor/{os.getpid()}-{name}"
+        uris, output = [f"s3://{own_bucket}/in/000.fasta"], f"s3://{own_bucket}/doctor/{name}"
         names.append(name)
-        controlled.api.apply(resource(name, bucket.proteins(1), output, bucket.server.endpoint_url, **changes))
+        controlled.api.apply(resource(name, uris, output, s3_server.endpoint_url, **changes))
         return name
 
     yield start
