@@ -50,10 +50,11 @@ def own_cluster(any_cluster: GivenCluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def project_images(any_cluster: GivenCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def project_images(any_cluster: GivenCluster) -> dict[str, str]:
     """Target of the Dockerfile -> image name. On our own cluster they are built and loaded now, from this source."""
     if isinstance(any_cluster, Cluster):
-        for archive in build_images(tmp_path_factory.mktemp("images")).values():
+        # In the cluster's own folder, since nodes that are added in a later session want them too.
+        for archive in build_images(any_cluster.directory / "images").values():
             any_cluster.load_image(archive)
     return {target: image_name(target) for target in TARGETS}
 

@@ -271,7 +271,7 @@ def test_a_pod_that_is_cut_off_and_works_on(run: Run, api: Api, cluster: Cluster
     cluster.pause_kubelet(spare_node)
     try:
         status = ended_well(run, api, records=2400)
-        last_words = [cluster.pod_log(spare_node, pod.metadata.uid) for pod in pods]
+        last_words = [cluster.pod_output(spare_node, pod.metadata.uid) for pod in pods]
     finally:
         cluster.resume_kubelet(spare_node)
         wait_for(lambda: cluster.is_node_ready(spare_node), f"{spare_node} to be back", patience_s=60)
