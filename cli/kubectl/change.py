@@ -70,6 +70,11 @@ def num_active(run: Mapping[str, Any]) -> int:
     return int(((run.get("status") or {}).get("workers") or {}).get("active") or 0)
 
 
+def num_ready(run: Mapping[str, Any]) -> int:
+    """Workers that run and are not asked to stop, as the controller counts them. Pure."""
+    return int(((run.get("status") or {}).get("workers") or {}).get("ready") or 0)
+
+
 def phase_of(run: Mapping[str, Any]) -> str:
     """The phase, empty before there is one. Pure."""
     return (run.get("status") or {}).get("phase") or ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.kubectl.change import change, is_observed, num_active, phase_of, wait_options, wait_until
+from cli.kubectl.change import OVER, change, is_observed, num_active, num_ready, phase_of, wait_options, wait_until
 from cli.kubectl.options import Access, cluster_options, run_argument
 from cli.kubectl.runs import find_run
 from cli.present import json_option, print_json
@@ -23,13 +23,13 @@ def command(run_name: str, *, is_waiting: bool, timeout_s: float, as_json: bool,
         run = wait_until(
             access,
             run_name,
-            lambda found: is_observed(found) and phase_of(found) not in {"", "Pending", "Planning", "Suspended"},
+            lambda found: is_observed(found) and (phase_of(found) in OVER or num_ready(found) > 0),
             timeout_s=timeout_s,
         )
     if as_json:
         print_json({"run": run_name, "suspend": False, "phase": phase_of(run), "active": num_active(run)})
     elif is_waiting:
-        click.echo(f"{run_name} goes on: {phase_of(run)}, {num_active(run)} worker(s)")
+        click.echo(f"{run_name} goes on: {phase_of(run)}, {num_ready(run)} worker(s) at work")
     else:
         count = run["spec"].get("workers", {}).get("count", 1)
         click.echo(

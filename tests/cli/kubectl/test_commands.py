@@ -200,6 +200,18 @@ def test_waiting_sees_what_the_controller_has_done(cluster: FakeCluster) -> None
     assert "no worker is left" in result.stdout
 
 
+def test_resume_waits_for_a_worker_at_work(cluster: FakeCluster) -> None:
+    """A phase alone says nothing of it: pods may wait for a node."""
+    cluster.apply(**{**STATUS, "workers": {"desired": 2, "active": 2, "ready": 0}})
+    waiting = cluster.run("resume", "swissprot", "--wait", "--timeout", "0")
+    cluster.apply(**STATUS)
+    there = cluster.run("resume", "swissprot", "--wait", "--timeout", "0")
+
+    assert waiting.exit_code == 1
+    assert there.exit_code == 0
+    assert "goes on: Running, 1 worker(s) at work" in there.stdout
+
+
 def test_scale_goes_through_the_subresource(cluster: FakeCluster) -> None:
     """So that the right to scale is enough; the change is told."""
     cluster.apply(**STATUS)
