@@ -38,7 +38,7 @@ test-browser: $(SETUP) ## look at the report page in a headless Chromium (Debian
 
 e2e: $(SETUP) ## run the end-to-end tests on a cluster of this machine (root), or on that of E2E_KUBECONFIG
 	$(BIN)/python -m tests.cluster prepare
-	$(BIN)/pytest -m e2e -p no:randomly -v --durations=20 tests/cluster tests/e2e
+	$(BIN)/pytest -m e2e -p no:randomly -v --durations=20 tests/cluster tests/e2e tests/metrics
 
 verify: $(SETUP) ## render what is generated; fails when the committed copy is another
 	$(BIN)/python -m tests.chart.rendering
@@ -60,9 +60,10 @@ lint: $(SETUP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 
-bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints cost, a million records
+bench: $(SETUP) ## measure on the CPU: what packing gains, what checkpoints and metrics cost, a million records
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/checkpoint_cost.py
+	$(BIN)/python benchmarks/metrics_cost.py
 	$(BIN)/python benchmarks/million_records.py
 
 bench-gpu: $(SETUP) ## run the GPU tests, then measure ESM-2 650M and 3B beside a large GEMM of the same run (under 8 minutes)

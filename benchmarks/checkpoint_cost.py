@@ -32,6 +32,7 @@ from contract.settings import CheckpointSettings, ModelSettings, WorkerSettings
 from contract.store.commit import Committer
 from contract.store.inputs import list_inputs
 from contract.store.local import LocalStore
+from contract.store.measured import MeasuredStore
 from worker.flight_recorder import FlightRecorder
 from worker.metrics import WorkerMetrics
 from worker.model_client import ModelProcess
@@ -47,7 +48,9 @@ OFF = CheckpointSettings(every_records=10**9, every_seconds=1e9, every_bytes=2**
 ON = CheckpointSettings(every_records=10**9, every_seconds=1.0, every_bytes=2**50, emergency_seconds=60)
 
 
-def one_round(directory: Path, model: ModelProcess, checkpoint: CheckpointSettings) -> tuple[float, float, int]:
+def one_round(
+    directory: Path, model: ModelProcess, checkpoint: CheckpointSettings, *, measured_by: WorkerMetrics | None = None
+) -> tuple[float, float, int]:
     """Embed all proteins once; returns busy and idle seconds of the model process, and the number of checkpoints."""
     root = directory / uuid.uuid4().hex
     store = LocalStore(root)
@@ -69,7 +72,9 @@ def one_round(directory: Path, model: ModelProcess, checkpoint: CheckpointSettin
     with FlightRecorder(root / "flight") as recorder:
         worker = Worker(
             settings=settings,
-            committer=Committer(store),
+            committer=Committer(
+                MeasuredStore(store, measured_by.store_observer("output")) if measured_by is not None else store
+            ),
             owner=Owner(pod="bench", uid=uuid.uuid4().hex, node="here"),
             preparer=load_preparer(MODEL),
             model=model,
@@ -84,7 +89,7 @@ def one_round(directory: Path, model: ModelProcess, checkpoint: CheckpointSettin
             now=lambda: datetime.now(UTC),
             new_id=lambda: uuid.uuid4().hex,
             versions={},
-            metrics=WorkerMetrics(run="bench"),
+            metrics=measured_by or WorkerMetrics(run="bench"),
             drain=threading.Event(),
         )
         assert worker.run() is ExitCode.NO_WORK_LEFT

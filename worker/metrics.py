@@ -151,6 +151,8 @@ class WorkerMetrics:
             self._quarantined(kind.value)
         for reason in CheckpointReason:
             self._checkpoints(reason.value)
+        for call in (StoreCall.PUT_CREATE, StoreCall.PUT_UPDATE):
+            self._store_calls("output", call.value, StoreResult.CONFLICT.value)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"inferencerun_worker_{name}_total", meaning, ("run", *labels), registry=self.registry)
