@@ -498,15 +498,16 @@ def _conditions(
         )
         if number
     ]
+    is_open, has_failed = goal.phase is Phase.CIRCUIT_OPEN, goal.phase is Phase.FAILED
     is_on = {
         ConditionType.ACCEPTED: (True, "Valid", ""),
         ConditionType.PLANNED: (is_planned, "Planned" if is_planned else "Planning", f"{shards.total} shards"),
         ConditionType.PROGRESSING: (goal.phase in {Phase.RUNNING, Phase.FINALIZING}, goal.reason, goal.message),
         ConditionType.SUSPENDED: (goal.phase is Phase.SUSPENDED, goal.reason, ""),
-        ConditionType.CIRCUIT_OPEN: (goal.phase is Phase.CIRCUIT_OPEN, goal.reason, goal.message),
+        ConditionType.CIRCUIT_OPEN: (is_open, goal.reason, goal.message if is_open else ""),
         ConditionType.DEGRADED: (bool(troubles), "Trouble" if troubles else "AsExpected", "; ".join(troubles)),
         ConditionType.COMPLETE: (goal.phase is Phase.SUCCEEDED, goal.reason, ""),
-        ConditionType.FAILED: (goal.phase is Phase.FAILED, goal.reason, goal.message),
+        ConditionType.FAILED: (has_failed, goal.reason, goal.message if has_failed else ""),
     }
     wanted = (
         Condition(

@@ -681,6 +681,17 @@ def test_rate_and_time_left_come_from_what_was_seen_to_happen() -> None:
     assert status.progress.eta_s == 320
 
 
+def test_a_condition_that_does_not_hold_says_nothing() -> None:
+    """While workers wait for nodes, neither the breaker nor the failure has anything to say about it."""
+    waiting = replace(make.worker(state=WorkerState.STARTING), waits_for="a node")
+
+    decision = _decide(make.observed(workers=(waiting,)))
+
+    messages = {item.type: item.message for item in decision.status.conditions if item.status == "False"}
+    assert "a node" in messages[ConditionType.PROGRESSING]
+    assert (messages[ConditionType.CIRCUIT_OPEN], messages[ConditionType.FAILED]) == ("", "")
+
+
 def test_conditions_keep_the_time_of_their_last_change() -> None:
     """A condition whose status stays keeps its transition time; one that changes gets a new one."""
     first = _decide()

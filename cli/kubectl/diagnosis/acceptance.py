@@ -61,7 +61,9 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.STOPS,
             summary="The controller does not accept the run as it is written.",
             evidence=accepted.message,
-            fix=_ACCEPTED_FIXES.get(accepted.reason, "kubectl edit irun {0} -n {1}").format(run.name, run.namespace),
+            fix=_INPUT_FIX
+            if _is_of_input(accepted.message)
+            else _ACCEPTED_FIXES.get(accepted.reason, "kubectl edit irun {0} -n {1}").format(run.name, run.namespace),
         )
     if planned is not None and planned.status == "False" and planned.reason not in {"", "Planning", "Planned"}:
         yield Finding(
@@ -90,9 +92,17 @@ _ACCEPTED_FIXES = {
 }
 
 
+_INPUT_FIX = "put the objects there, or correct spec.input.uris in a new run: the input of a run cannot be changed"
+
+
+def _is_of_input(message: str) -> bool:
+    """Whether the controller could not list the input, which is said in terms of its field."""
+    return message.startswith("input.uris:")
+
+
 _PLANNED_FIXES = {
-    "AccessDenied": "give the controller the right to the store: controller.serviceAccount.annotations or "
-    "controller.envFrom of the chart; workers need the same",
+    "AccessDenied": "mend what it names; where rights are missing, give them to the controller "
+    "(controller.serviceAccount.annotations or controller.envFrom of the chart) and the same to workers",
     "UnsuitableStore": "use a store that honours conditional puts",
     "StoreUnavailable": "check that the store's endpoint can be reached from the controller's pod (AWS_ENDPOINT_URL_S3)",
 }
@@ -115,17 +125,19 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
         yield Finding(
             code="StoreUnseen",
             severity=Severity.NOTE,
-            summary="The store could not be looked at with your own credentials; the workers have others.",
+            summary="The store could not be looked at from here, with your own credentials; the workers may have others.",
             evidence=store.problem,
             fix="set AWS_PROFILE, or run doctor where the store can be reached, to have it looked at",
         )
-    if store.input_problem and run.num_shards == 0:
+    accepted = run.conditions.get(ConditionType.ACCEPTED)
+    is_told = accepted is not None and accepted.status == "False" and _is_of_input(accepted.message)
+    if store.input_problem and run.num_shards == 0 and not is_told:
         yield Finding(
             code="InputMissing",
             severity=Severity.STOPS,
             summary="The input cannot be listed.",
             evidence=store.input_problem,
-            fix="correct spec.input.uris in a new run, or put the objects there",
+            fix=_INPUT_FIX,
         )
     if store.skew_s is not None and abs(store.skew_s) > SKEW_S:
         yield Finding(

@@ -170,6 +170,17 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         Severity.STOPS,
         "kubectl edit irun swissprot -n proteins",
     ),
+    "input that the controller cannot list": (
+        make_facts(
+            make_run(
+                num_shards=0, conditions=condition("Accepted", "False", "SpecError", "input.uris: names no object")
+            ),
+            store=Store(input_problem="input.uris: names no object"),
+        ),
+        "NotAcceptedSpecError",
+        Severity.STOPS,
+        "correct spec.input.uris in a new run",
+    ),
     "output in use": (
         make_facts(make_run(conditions=condition("Accepted", "False", "OutputInUse", "run a/b works on it"))),
         "NotAcceptedOutputInUse",
