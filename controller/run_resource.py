@@ -27,6 +27,9 @@ from controller.watches import is_newer
 
 logger = logging.getLogger(__name__)
 
+_REFUSALS = frozenset({ConditionType.ACCEPTED, ConditionType.PLANNED})
+"""Conditions that say, when they are False, why a run is refused."""
+
 
 class Refused(Exception):
     """The run cannot go on until a person, or time, changes something: said in a condition; its pods are left alone."""
@@ -133,7 +136,12 @@ class RunResource:
             message=refused.message,
             observed_generation=generation,
         )
-        others = [item for item in noted.memory.conditions if item.type is not refused.kind]
+        # An earlier refusal has been got over: this one would not have been met otherwise.
+        others = [
+            item
+            for item in noted.memory.conditions
+            if item.type is not refused.kind and not (item.type in _REFUSALS and item.status == "False")
+        ]
         conditions = merged(noted.memory.conditions, (*others, condition), now=self._tools.now())
         is_new = not any(
             item.type is refused.kind and item.reason == refused.reason and item.message == refused.message

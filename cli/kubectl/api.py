@@ -158,7 +158,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
         from kubernetes import client, config  # noqa: PLC0415  (0.3 s that --help does not pay)
     except ImportError as error:
         raise SpecError(
-            "no client for Kubernetes is installed: pip install 'inferencerun-operator[kubectl]'"
+            "no client for Kubernetes is installed: pip install '.[kubectl]' in a checkout of the project"
         ) from error
 
     paths = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or "~/.kube/config"

@@ -24,7 +24,7 @@ def by_name(name: str) -> click.Command:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"numpy", "pyarrow", "safetensors", "torch"}:
             raise
-        raise SpecError(f"{name} needs {error.name}: pip install 'inferencerun-operator[cli]'") from error
+        raise SpecError(f"{name} needs {error.name}: pip install '.[cli]' in a checkout of the project") from error
 
     @click.command(name=name, help=original.help)
     @run_argument

@@ -90,7 +90,7 @@ def account_edge(key: str, *, doubtful: type[StoreError]) -> Iterator[None]:
     try:
         from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
     except ImportError as error:
-        raise AccessDenied(key, "gs:// needs google-auth: pip install 'inferencerun-operator[gcs]'") from error
+        raise AccessDenied(key, "gs:// needs google-auth: pip install '.[gcs]' in a checkout of the project") from error
     try:
         yield
     except GoogleAuthError as error:

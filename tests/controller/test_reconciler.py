@@ -57,6 +57,26 @@ def test_a_failed_run_goes_on_when_it_is_told_to_retry(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_refusal_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """Who mends the spec and meets a store that refuses is told of the store alone."""
+
+    def is_false(found: Bench, kind: str) -> bool:
+        return any(item["type"] == kind and item["status"] == "False" for item in found.status.get("conditions") or [])
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"model": {"name": "unheard-of"}}) as found:
+            await found.until(lambda: is_false(found, "Accepted"), "the spec to be refused")
+            (tmp_path / "out/run.json").write_text("{")
+            spec = {**found.server.objects[RUN]["spec"], "model": {"name": "kmer"}}
+            metadata = found.server.objects[RUN]["metadata"]
+            found.change(RUN, spec=spec, metadata={**metadata, "generation": 2})
+            await found.until(lambda: is_false(found, "Planned"), "the store to be refused")
+
+            assert not is_false(found, "Accepted")
+
+    asyncio.run(scenario())
+
+
 def label(pod: Object) -> str:
     """The capacity that a pod was started on."""
     return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))

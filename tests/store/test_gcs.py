@@ -397,4 +397,4 @@ def test_without_google_auth_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     (said,) = in_a_pod(program + "tried(store.get, 'a')\n")
 
-    assert said == "AccessDenied a: gs:// needs google-auth: pip install 'inferencerun-operator[gcs]'"
+    assert said == "AccessDenied a: gs:// needs google-auth: pip install '.[gcs]' in a checkout of the project"
