@@ -80,7 +80,7 @@ def choose_capacity(
     if until is None and limit is not None and eviction_rate.per_hour > limit:
         until = now + timedelta(seconds=capacity.return_to_spot_after_s)
     is_tail = 0 < num_open_shards <= capacity.on_demand_for_last_shards
-    impatient = _impatient(pods, off_spot.slots, limit_s=capacity.on_demand_after_pending_s, now=now)
+    impatient = _impatient(pods, limit_s=capacity.on_demand_after_pending_s, now=now)
     served = {pod.slot for pod in pods if pod.is_running}
     slots = tuple(sorted({*off_spot.slots, *(pod.slot for pod in impatient)} - served))
     is_return_barred = until is not None or is_tail or any(_is_waiting(pod) for pod in pods)
@@ -98,16 +98,14 @@ def num_open_shards(plan: Plan, manifests: Mapping[int, ShardManifest]) -> int:
     return sum(item.shard not in manifests or not manifests[item.shard].is_final for item in plan.shards)
 
 
-def _impatient(
-    pods: Iterable[PodFacts], granted: Collection[int], *, limit_s: float | None, now: datetime
-) -> tuple[PodFacts, ...]:
+def _impatient(pods: Iterable[PodFacts], *, limit_s: float | None, now: datetime) -> tuple[PodFacts, ...]:
+    """Also in places that were granted on-demand capacity: whoever noted that may have died before it stopped the pod."""
     if limit_s is None:
         return ()
     return tuple(
         pod
         for pod in pods
         if pod.slot >= 0
-        and pod.slot not in granted
         and not pod.is_on_demand
         and _is_waiting(pod)
         and pod.created_at is not None

@@ -54,14 +54,21 @@ def chosen(
 
 
 def test_a_pod_that_waits_for_too_long_is_impatient() -> None:
-    """Not before its time, and not when its place has been granted capacity already; then its place is."""
+    """Not before its time; then its place is granted on-demand capacity."""
     facts = pending()
 
     assert chosen(facts, after_s=59).impatient == ()
     assert chosen(facts, after_s=60).impatient == (facts,)
     assert chosen(facts, after_s=60).is_on_demand(0)
     assert not chosen(facts, after_s=60).is_on_demand(1)
-    assert chosen(facts, off_spot=OffSpot(slots=(0,)), after_s=60).impatient == ()
+
+
+def test_a_pod_stays_impatient_until_it_is_stopped() -> None:
+    """A controller that died after noting the grant has stopped nobody: the next one does. The pod on demand may wait."""
+    granted = OffSpot(slots=(0,))
+
+    assert chosen(pending(), off_spot=granted, after_s=60).impatient == (pending(),)
+    assert chosen(pending(is_on_demand=True), off_spot=granted, after_s=60).impatient == ()
 
 
 @pytest.mark.parametrize(
