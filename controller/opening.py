@@ -78,9 +78,16 @@ class RunOpener:
 
     async def open(self, run: InferenceRun, noted: Ledger) -> Ledger:
         """Open the run in its store, once for each version of the spec; raises Refused."""
-        if self._opened is not None and self._opened_for == run.resource_generation:
-            return noted
         restarts = self.must_restart(run, noted)
+        if self._opened is None or self._opened_for != run.resource_generation:
+            noted = await self._open(run, noted, restarts=restarts)
+        # Said each time: what an earlier look found may not have reached the status.
+        if restarts:
+            fresh = RunMemory(conditions=noted.memory.conditions)
+            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation, restart_from=None)
+        return replace(noted, output_uri=run.spec.output.uri, store_generation=self.opened.record.generation)
+
+    async def _open(self, run: InferenceRun, noted: Ledger, *, restarts: bool) -> Ledger:
         try:
             if self._store is None:
                 output = self._measured(run.spec.output.uri, "output")
@@ -99,10 +106,7 @@ class RunOpener:
         except StoreError as error:
             raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
         self._opened, self._opened_for = opened, run.resource_generation
-        if restarts:
-            fresh = RunMemory(conditions=noted.memory.conditions)
-            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation, restart_from=None)
-        return replace(noted, output_uri=run.spec.output.uri, store_generation=opened.record.generation)
+        return noted
 
     def _measured(self, uri: str, which: str) -> ObjectStore:
         return MeasuredStore(open_store(uri), self._tools.metrics.store_observer(which))

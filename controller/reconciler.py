@@ -116,6 +116,7 @@ class RunReconciler:
             # Something keeps it, such as `--cascade=foreground` until its pods are gone: they drain, and none is started.
             return self._tools.settings.poll_s if await self._pods.stop_all(Intent.RUN_ENDED) else None
         opener = self._opener
+        self._resource.begin_look()
         noted = ledger.from_status(self._resource.status)
         try:
             run = opener.parsed(noted)
@@ -126,7 +127,8 @@ class RunReconciler:
                 return self._tools.settings.poll_s
             noted = await opener.open(run, noted)
         except Refused as refused:
-            await self._resource.refuse(noted, refused)
+            # A restart that was begun is noted there, and must stay noted.
+            await self._resource.refuse(ledger.from_status(self._resource.status), refused)
             return refused.retry_s
         return await self._reconcile(run, ledger.retried(noted, self._resource.retry_stamp))
 

@@ -53,6 +53,8 @@ class RunResource:
         self.changed.set()
         self.is_gone = False
         self._tools = tools
+        self._read_version = ""
+        """resourceVersion that this look began with, or has written since."""
 
     @property
     def key(self) -> RunKey:
@@ -84,6 +86,10 @@ class RunResource:
     def where(self) -> dict[str, object]:
         """Keys for log lines."""
         return {"namespace": self.key.namespace, "run": self.key.name}
+
+    def begin_look(self) -> None:
+        """What is decided from here on rests on the version seen now; one that comes meanwhile is not written over."""
+        self._read_version = self.current["metadata"]["resourceVersion"]
 
     def saw(self, resource: Object) -> None:
         """A watch or a list has shown the run."""
@@ -123,8 +129,10 @@ class RunResource:
         metadata, current = self.current["metadata"], self.status
         if all(_plain(value) == _plain(current.get(name)) for name, value in wanted.items()):
             return
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": _patch_of(wanted)}
-        self._take(await self._tools.cluster.patch(run_path(metadata["namespace"], metadata["name"], "status"), body))
+        body = {"metadata": {"resourceVersion": self._read_version}, "status": _patch_of(wanted)}
+        written = await self._tools.cluster.patch(run_path(metadata["namespace"], metadata["name"], "status"), body)
+        self._read_version = written["metadata"]["resourceVersion"]
+        self._take(written)
 
     async def refuse(self, noted: Ledger, refused: Refused) -> None:
         """Say why the run does not go on. Its pods, should it have any, are left alone."""
@@ -162,6 +170,7 @@ class RunResource:
 
     async def confess(self, error: Exception) -> None:
         """Say in a condition that it is the controller that fails, not the run. Best effort."""
+        self.begin_look()
         noted = ledger.from_status(self.status)
         condition = Condition(
             type=ConditionType.PROGRESSING,

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from contract import layout, manifest, names, settings
+from contract import layout, manifest, names, run_record, settings
 from contract.manifest import Owner
+from contract.store.errors import Unavailable
 from contract.transitions import claimed, first_claim
-from controller.cluster import Object, core_path
+from controller import ledger
+from controller.cluster import Object, ObjectChanged, core_path
+from controller.ledger import Ledger
 from controller.observed import Intent
+from controller.run_store import OpenedRun
 from tests.controller.api_server import refusal
 from tests.controller.bench import PODS, RUN, Bench, bench
 
@@ -300,5 +307,104 @@ def test_a_shard_that_smaller_batches_do_not_help_gets_a_larger_worker(tmp_path:
             assert worker["resources"]["limits"]["memory"] == str(8 * 2**30)
             assert settings.from_json(text).memory_bytes == 8 * 2**30
             assert found.status["restarts"]["byClass"] == {"OutOfMemory": 2}
+
+    asyncio.run(scenario())
+
+
+def restart(found: Bench) -> None:
+    """A user asks for a new generation."""
+    resource = found.server.objects[RUN]
+    metadata, spec = {**resource["metadata"], "generation": 2}, {**resource["spec"], "resume": "Restart"}
+    found.change(RUN, metadata=metadata, spec=spec)
+
+
+def generation_in_store(found: Bench) -> int:
+    """What run.json says."""
+    return run_record.from_json(found.store.get(layout.RUN_KEY).body, where=layout.RUN_KEY).generation
+
+
+async def end_first_pods(found: Bench) -> None:
+    """The pods of the first generation have been told to stop, and go."""
+    for name in ("run-0-0", "run-1-0"):
+        await found.until(
+            lambda name=name: found.pod(name)["metadata"].get("deletionTimestamp"), f"{name} to be stopped"
+        )
+        found.server.remove(f"{PODS}/{name}")
+
+
+def test_a_restart_whose_note_was_lost_is_noted_by_the_next_look(tmp_path: Path) -> None:
+    """The status could not be written once the generation was open: it is later, and the new workers are left alone."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as found:
+            await found.until(lambda: len(found.pods) == 2, "two pods")
+            refused: list[str] = []
+
+            def refuse_once(method: str, path: str) -> web.Response | None:
+                if method == "PATCH" and path == f"{RUN}/status" and not refused and generation_in_store(found) == 2:
+                    refused.append(path)
+                    return refusal(409, "Conflict")
+                return None
+
+            found.server.fault = refuse_once
+            restart(found)
+            await end_first_pods(found)
+            await found.until(lambda: '"restartedFor":2' in found.status["memory"], "the restart to be noted")
+            await found.until(lambda: len(found.pods) == 2, "two new pods")
+
+            assert refused
+            assert generation_in_store(found) == 2
+            assert ledger.from_status(found.status).store_generation == 2
+            assert not any(pod["metadata"].get("deletionTimestamp") for pod in found.pods)
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_that_fails_on_its_way_opens_one_generation(tmp_path: Path) -> None:
+    """The store takes run.json and then nothing more for a while: once it does, the plan of that generation is written."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as found:
+            await found.until(lambda: len(found.pods) == 2, "two pods")
+            store = found.reconciler._opener.store
+            open_run, tries = store.open_run, itertools.count()
+
+            def failing_twice(*arguments: Any, **options: Any) -> OpenedRun:
+                opened = open_run(*arguments, **options)
+                if next(tries) < 2:
+                    raise Unavailable(layout.RUN_KEY, "away")
+                return opened
+
+            store.open_run = failing_twice  # type: ignore[method-assign]
+            restart(found)
+            await end_first_pods(found)
+            for _ in range(2):
+                await found.until(lambda: "away" in (found.status.get("message") or ""), "the refusal")
+                found.reconciler.wake()
+            await found.until(lambda: '"restartedFor":2' in found.status["memory"], "the restart to be noted")
+
+            assert generation_in_store(found) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_decision_is_not_written_over_a_version_that_came_meanwhile(tmp_path: Path) -> None:
+    """A second controller has written while this one was looking, and the watch shows it: this one begins anew."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, is_working=False) as found:
+            observation = found.reconciler._tools.observation
+            confirm = observation.confirm
+
+            async def overtaken(*arguments: Any) -> None:
+                await confirm(*arguments)
+                found.change(RUN, status={"memory": ledger.to_text(Ledger(retried_for="theirs"))})
+
+            observation.confirm = overtaken  # type: ignore[method-assign]
+            with pytest.raises(ObjectChanged):
+                await found.reconciler._turn()
+
+            assert found.pods == []
+            assert ledger.from_status(found.status).retried_for == "theirs"
 
     asyncio.run(scenario())
