@@ -12,6 +12,9 @@ PRIOR_WORKER_HOURS = 2.0
 """What is assumed before anything has been seen: one eviction in two hours, about the mean of published traces of spot GPUs
 (1.7 to 5.1 h). It also keeps a single early eviction from looking like a rate."""
 
+STEP_S = 15.0
+"""Time is added in steps of so much at least: each changes the memory of the run, and so is a write to the API server."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvictionRate:
@@ -28,10 +31,13 @@ class EvictionRate:
 
 
 def with_time(rate: EvictionRate, *, num_workers: int, now: datetime) -> EvictionRate:
-    """The rate at `now`: what it knew has faded, and `num_workers` have been exposed since."""
+    """The rate at about `now`: what it knew has faded, and `num_workers` have been exposed since."""
     if rate.as_of is None:
         return replace(rate, as_of=now)
-    hours = max(0.0, (now - rate.as_of).total_seconds()) / 3600
+    elapsed_s = (now - rate.as_of).total_seconds()
+    if 0 <= elapsed_s < STEP_S:
+        return rate
+    hours = max(0.0, elapsed_s) / 3600
     fading = 0.5 ** (hours / HALF_LIFE_H)
     return EvictionRate(
         as_of=now,

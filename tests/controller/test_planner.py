@@ -716,6 +716,15 @@ def test_memory_stays_small() -> None:
     assert len(memory.breaker.failures) <= 5
 
 
+def test_a_look_that_shows_nothing_new_changes_nothing() -> None:
+    """Neither memory nor status: each change is a write to the API server, and looks come every few seconds."""
+    look = make.observed(workers=tuple(make.worker(slot, state=WorkerState.STARTING) for slot in range(4)))
+    first = _decide(look)
+    second = _decide(look, memory=first.memory, now=make.later(5))
+
+    assert (second.memory, second.status) == (first.memory, first.status)
+
+
 def test_nothing_due_means_a_slow_look() -> None:
     """With a full crew at work the planner is content to be called every ten seconds."""
     look = make.observed(make.held(0), make.held(1, uid="uid-1"), workers=(make.worker(0), make.worker(1)))
