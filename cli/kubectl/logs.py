@@ -63,7 +63,7 @@ def command(
         tails = kept_tails(output_uri(run), pod_name=pod_name, slot=slot)
         if not tails:
             raise SpecError(f"{run_name}: no such worker has left a log; only those that fail do, with the last 64 KiB")
-        for worker, lines in tails[-PREVIOUS_SHOWN:]:
+        for worker, lines in tails:
             click.echo(f"== {printable(worker)}")
             for line in lines if tail < 0 else lines[len(lines) - min(tail, len(lines)) :]:
                 click.echo(printable(line) if raw else readable(line))
@@ -93,7 +93,7 @@ def command(
 
 
 def kept_tails(uri: str, *, pod_name: str | None, slot: int | None) -> list[tuple[str, list[str]]]:
-    """(worker, lines) of the logs kept in the store, the newest at the end.
+    """(worker, lines) of the latest PREVIOUS_SHOWN logs kept in the store, the newest at the end.
 
     Args:
         uri: of the output.
@@ -104,12 +104,16 @@ def kept_tails(uri: str, *, pod_name: str | None, slot: int | None) -> list[tupl
     with explained(uri):
         output = open_output(uri)
         listed = sorted(output.committer.list(build_logs_prefix(output.generation)), key=lambda item: item.modified_at)
-        for item in listed:
-            parsed = parse_log_key(item.key)
-            if parsed is None or pod_name not in {None, parsed[1]} or slot not in {None, _slot_of(parsed[1])}:
-                continue
-            body = output.committer.read(item.key).body
-            found.append((parsed[1], body.decode(errors="replace").splitlines()))
+        wanted = [
+            (parsed[1], item.key)
+            for item in listed
+            if (parsed := parse_log_key(item.key)) is not None
+            and pod_name in {None, parsed[1]}
+            and slot in {None, _slot_of(parsed[1])}
+        ]
+        for worker, key in wanted[-PREVIOUS_SHOWN:]:
+            body = output.committer.read(key).body
+            found.append((worker, body.decode(errors="replace").splitlines()))
     return found
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from cli.kubectl.log_lines import readable
+from cli.kubectl.logs import PREVIOUS_SHOWN, kept_tails
 from contract.layout import build_log_key
+from contract.store.local import LocalStore
+from contract.store.protocol import Stored
 from tests.cli.kubectl.cluster import FakeCluster
 from tests.cli.kubectl.test_commands import STATUS
 from tests.cli.outputs import make_output
@@ -104,6 +108,27 @@ def test_the_last_words_of_workers_that_are_gone(cluster: FakeCluster, tmp_path:
     assert sorted(everything.stdout.splitlines()) == ["== swissprot-0-3", "== swissprot-1-3", "Killed", "Killed"]
     assert by_slot.stdout.splitlines() == ["== swissprot-1-3", "first 1", LINE, "Killed"]
     assert nobody.exit_code == 64
+
+
+def test_of_many_logs_only_those_that_are_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest ten: thousands of 64 KiB would take minutes and the memory of this machine."""
+    made = make_output(tmp_path)
+    for number in range(PREVIOUS_SHOWN + 2):
+        key = build_log_key(1, f"swissprot-0-{number}", f"uid-{number}")
+        made.store.put_create(key, b"Killed\n")
+        os.utime(tmp_path / "out" / key, (number, number))
+    read: list[str] = []
+    get = LocalStore.get
+
+    def noted(store: LocalStore, key: str, **options: int | None) -> Stored:
+        read.append(key)
+        return get(store, key, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStore, "get", noted)
+    tails = kept_tails(made.uri, pod_name=None, slot=None)
+
+    assert [worker for worker, _ in tails] == [f"swissprot-0-{number}" for number in range(2, PREVIOUS_SHOWN + 2)]
+    assert sum("/logs/" in key for key in read) == PREVIOUS_SHOWN
 
 
 def test_what_is_gone_cannot_be_followed(cluster: FakeCluster) -> None:
