@@ -54,6 +54,10 @@ class RunOpener:
         assert self._opened is not None, "opened before"
         return self._opened
 
+    def close(self) -> None:
+        """Let go of the plan and of all manifests: a controller keeps runs that are over for as long as their resources."""
+        self._store, self._opened, self._opened_for = None, None, None
+
     def parsed(self, noted: Ledger) -> InferenceRun:
         """The run that the resource describes, its output normalised; raises Refused."""
         try:

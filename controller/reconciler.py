@@ -248,6 +248,7 @@ class RunReconciler:
 
     async def _retire(self, run: InferenceRun) -> float | None:
         """The run has ended and its pods are gone: delete it when its time is over."""
+        self._opener.close()
         if run.spec.ttl_after_finished_s is None:
             return None
         ended_at = self._resource.ended_at()

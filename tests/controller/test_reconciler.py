@@ -408,3 +408,23 @@ def test_a_decision_is_not_written_over_a_version_that_came_meanwhile(tmp_path: 
             assert ledger.from_status(found.status).retried_for == "theirs"
 
     asyncio.run(scenario())
+
+
+def test_a_run_that_is_over_is_let_go_of_and_can_be_taken_up_again(tmp_path: Path) -> None:
+    """Thousands of manifests are not kept for as long as its resource is; a retry reads them anew."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"activeDeadlineSeconds": 100}) as found:
+            await found.until(lambda: len(found.pods) == 2, "two pods")
+            found.sleep(101)
+            await found.until(lambda: found.status["phase"] == "Failed", "the deadline")
+            for pod in found.pods:
+                found.server.remove(f"{PODS}/{pod['metadata']['name']}")
+            await found.until(lambda: found.reconciler._opener._store is None, "it to be let go of")
+            metadata = found.server.objects[RUN]["metadata"]
+            found.change(RUN, metadata={**metadata, "annotations": {names.ANNOTATION_RETRY: "once"}})
+            await found.until(lambda: len(found.pods) == 2, "the run to go on")
+
+            assert found.reconciler._opener.opened.record.generation == 1
+
+    asyncio.run(scenario())
