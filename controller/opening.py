@@ -26,6 +26,9 @@ from controller.tools import Tools
 
 REFUSED_S = 60.0
 """Until an input, a bucket or a rival that stood in the way is looked at again; a changed spec is looked at once."""
+STORE_BUDGET_S = 60.0
+"""For one operation on an output. Shorter than a worker's: nothing is lost by looking again later, and whoever waits holds a
+thread that runs on other stores may need (`Settings.store_threads`)."""
 _PERMANENT = (SpecError, IncompatibleRun, Corrupt, NewerFormat, AccessDenied, UnsuitableStore)
 """What opening a run may meet that time alone does not mend."""
 
@@ -95,7 +98,7 @@ class RunOpener:
         try:
             if self._store is None:
                 output = self._measured(run.spec.output.uri, "output")
-                self._store = RunStore(Committer(output), new_id=self._tools.new_id)
+                self._store = RunStore(Committer(output, budget_s=STORE_BUDGET_S), new_id=self._tools.new_id)
             if restarts:
                 noted = await self._begin_restart(self._store, noted)
             store, uid = self._store, self._resource.key.uid

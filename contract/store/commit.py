@@ -66,10 +66,12 @@ class Patience:
     def __init__(
         self,
         *,
+        budget_s: float = BUDGET_S,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        self._budget_s = budget_s
         self._sleep = sleep
         self._clock = clock
         self._uniform = uniform
@@ -82,7 +84,7 @@ class Patience:
         # The exponent is bounded before the power: 2 ** 1024 is no float.
         wait_s = self._uniform(0.0, min(MAX_WAIT_S, BASE_WAIT_S * 2 ** min(self._num_attempts - 1, 16)))
         spent_s = self._clock() - self._started_s
-        if spent_s + wait_s > BUDGET_S:
+        if spent_s + wait_s > self._budget_s:
             detail = f"gave up after {self._num_attempts} attempts in {spent_s:.0f} s; last: {error.detail}"
             raise type(error)(error.key, detail) from error
         self._sleep(wait_s)
@@ -98,12 +100,14 @@ class Committer:
         self,
         store: ObjectStore,
         *,
+        budget_s: float = BUDGET_S,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`budget_s` is for one operation."""
         self.store = store
-        self._patience = partial(Patience, sleep=sleep, clock=clock, uniform=uniform)
+        self._patience = partial(Patience, budget_s=budget_s, sleep=sleep, clock=clock, uniform=uniform)
 
     def create_immutable(self, key: str, body: Body) -> ETag:
         """Store an object that is never changed afterwards. Equal bytes under the key count as ours.

@@ -164,6 +164,17 @@ def test_patience_ends(
     assert BUDGET_S - MAX_WAIT_S <= clock.now_s - 1000.0 <= BUDGET_S
 
 
+def test_a_shorter_patience_ends_sooner(store: FailingStore, clock: FakeClock) -> None:
+    """The controller's: it looks again later, and other runs want its threads."""
+    store.fail_get = lambda key: Unavailable(key, "connection refused")
+    hasty = Committer(store, budget_s=5, sleep=clock.sleep, clock=clock.clock, uniform=clock.uniform)
+
+    with pytest.raises(Unavailable, match="gave up"):
+        hasty.read(KEY)
+
+    assert 5 - MAX_WAIT_S <= clock.now_s - 1000.0 <= 5
+
+
 def test_slow_calls_spend_the_budget_too(store: FailingStore, committer: Committer, clock: FakeClock) -> None:
     """Three calls that each hang for a minute are the whole budget: the budget is for all time, not for the waits."""
 
