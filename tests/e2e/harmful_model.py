@@ -3,6 +3,7 @@
     SEGFAULT   the model process dies of a signal
     GLUTTON    the model takes memory until the kernel ends the whole container
     HOARDER    counting its tokens takes memory until the kernel ends the container; that happens in the worker's own process
+    STOUT      counting its tokens takes 700 MiB for a moment: more than a small container has left
 
 Rows are (length, number of As), so different records have different rows.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 CHUNK_BYTES = 64 << 20
+STOUT_BYTES = 700 << 20
 
 
 def exhaust_memory(*, takes_container: bool = True) -> None:
@@ -56,6 +58,9 @@ def num_tokens(value: str) -> int:
     """What a record costs."""
     if "HOARDER" in value:
         exhaust_memory()
+    if "STOUT" in value:
+        Path("/proc/1/oom_score_adj").write_text("1000", encoding="ascii")
+        bytearray(b"x") * STOUT_BYTES
     return len(value)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from contract.layout import build_logs_prefix
+from contract.store.open import open_store
 from contract.store.s3 import S3Store
 from tests.cluster.cluster import Cluster
 from tests.e2e.conftest import Bucket, Run
@@ -139,6 +141,21 @@ def test_a_batch_beyond_the_memory_limit_is_halved(
 
 
 @pytest.mark.usefixtures("model_map")
+def test_a_shard_that_needs_more_memory_gets_a_larger_worker(run: Run, api: Api, bucket: Bucket) -> None:
+    """Smaller batches do not help, so the limit is doubled within what is allowed, and stays with the shard."""
+    stout = store_object(bucket, with_word("STOUT", at=5))
+
+    apply_harmful(run, [stout], failurePolicy={"maxMemory": "2Gi"}, workers={"count": 1})
+    status = api.wait_for_phase(run.name, "Succeeded", "Failed")
+    (manifest,) = run.manifests()
+
+    assert status["phase"] == "Succeeded", status
+    assert status["restarts"]["byClass"] == {"OutOfMemory": 2}, status["lastFailures"]
+    assert manifest["hints"]["memoryBytes"] == 2 * 900 * 2**20
+    assert run.verified()["records"] == FEW_RECORDS
+
+
+@pytest.mark.usefixtures("model_map")
 def test_a_shard_that_takes_all_memory_fails_alone(run: Run, api: Api, bucket: Bucket) -> None:
     """Whatever the budget, its workers are killed: after its retries it is given up with advice; the others complete."""
     hoarder = store_object(bucket, with_word("HOARDER", at=0))
@@ -158,7 +175,10 @@ def test_a_shard_that_takes_all_memory_fails_alone(run: Run, api: Api, bucket: B
 
 
 def test_a_crash_loop_opens_the_breaker_until_the_spec_is_mended(run: Run, api: Api, cluster: Cluster) -> None:
-    """Three workers that end alike before they get anywhere, and no more; the mended spec starts at once."""
+    """Three workers that end alike before they get anywhere, and no more; the mended spec starts at once.
+
+    The logs of the three are kept, though their pods are gone.
+    """
     endpoint = run.bucket.server.endpoint_url
     broken = worker_template(endpoint, command=["python", "-c", "raise SystemExit('cannot start, as said by a test')"])
     backoff = {"replaceSeconds": 0, "retrySeconds": 0.1}
@@ -181,6 +201,9 @@ def test_a_crash_loop_opens_the_breaker_until_the_spec_is_mended(run: Run, api: 
     assert status["phase"] == "Succeeded", status
     assert api.condition(run.name, "CircuitOpen")["status"] == "False"
     assert run.verified()["records"] == 200
+    store = open_store(run.output)
+    logs = [store.get(item.key).body for item in store.list(build_logs_prefix(1))]
+    assert len([text for text in logs if b"cannot start, as said by a test" in text]) == 3
 
 
 @contextmanager
