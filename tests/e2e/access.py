@@ -27,7 +27,7 @@ def install(kubeconfig: Path, store: dict[str, str], *, node: str, health_port: 
     values = {
         "crds": {"install": False},  # tests of the definition have put it there
         "controller": {
-            "image": _image("controller"),
+            "image": image_values("controller"),
             "replicas": 1,
             "hostNetwork": True,
             "healthPort": health_port,
@@ -43,7 +43,7 @@ def install(kubeconfig: Path, store: dict[str, str], *, node: str, health_port: 
                 "leaseRetrySeconds": 0.5,
             },
         },
-        "worker": {"image": _image("worker")},
+        "worker": {"image": image_values("worker")},
     }
     with helm_python.Config(kubeconfig_path=str(kubeconfig), namespace=NAMESPACE) as helm:
         helm.install(CHART, RELEASE, values, create_namespace=True)
@@ -68,6 +68,7 @@ def controller_kubeconfig(admin: Path, target: Path) -> Path:
     return target
 
 
-def _image(target: str) -> dict[str, str]:
+def image_values(target: str) -> dict[str, str]:
+    """Values of the chart for one of the project's images, which the nodes have."""
     repository, _, tag = image_name(target).rpartition(":")
     return {"repository": repository, "tag": tag, "pullPolicy": "Never"}

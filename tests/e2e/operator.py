@@ -298,16 +298,16 @@ class Api:
         return self.status(name)
 
 
-def evict(api: Api, name: str) -> None:
+def evict(api: Api, name: str, *, namespace: str = NAMESPACE) -> None:
     """The Eviction API, in the version that the server has."""
     for version in ("v1", "v1beta1"):
         body = {
             "apiVersion": f"policy/{version}",
             "kind": "Eviction",
-            "metadata": {"name": name, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": namespace},
         }
         try:
-            api.core.create_namespaced_pod_eviction(name, NAMESPACE, body)
+            api.core.create_namespaced_pod_eviction(name, namespace, body)
         except ApiException as error:
             if version == "v1beta1" or error.status not in {400, 404}:
                 raise
