@@ -33,7 +33,8 @@ class RunFacts:
 
     namespace: str
     run: str
-    phase: Phase
+    phase: str
+    """One of `Phase`, or what a newer version of the controller calls it."""
     status: Mapping[str, Any]
     breaker: RunBreaker = field(default_factory=RunBreaker)
     nodes: NodeBreakers = ()
@@ -51,7 +52,7 @@ def read_run(resource: Object) -> RunFacts:
     return RunFacts(
         namespace=metadata["namespace"],
         run=metadata["name"],
-        phase=Phase(status.get("phase") or Phase.PENDING),
+        phase=status.get("phase") or Phase.PENDING.value,
         status=status,
         breaker=memory.breaker,
         nodes=memory.nodes,
@@ -108,7 +109,7 @@ def _avoided_nodes(run: RunFacts, now: datetime) -> Values:
 
 
 _SERIES = (
-    _Series("phase", "1 for the phase that the run is in.", lambda run, _: [((run.phase.value,), 1.0)], ("phase",)),
+    _Series("phase", "1 for the phase that the run is in.", lambda run, _: [((run.phase,), 1.0)], ("phase",)),
     _Series(
         "records", "Records in checkpoints or in quarantine.", lambda run, _: [((), run.number("records", "progress"))]
     ),

@@ -297,7 +297,7 @@ def read_run(found: Mapping[str, Any]) -> Run:
         gpu_resource=workers.get("gpuResource") or "nvidia.com/gpu",
         gpus_per_worker=int(workers.get("gpusPerWorker", 1)),
         provider=capacity.get("provider") or "none",
-        prefer=capacity.get("prefer") or "spot",
+        prefer=capacity.get("prefer") or "onDemand",
         queue=(metadata.get("labels") or {}).get("kueue.x-k8s.io/queue-name") or "",
         phase=status.get("phase") or "",
         message=status.get("message") or "",

@@ -107,6 +107,14 @@ def test_runs_are_counted_by_phase() -> None:
     assert None not in counts.values()
 
 
+def test_a_phase_of_a_newer_version_spoils_nothing() -> None:
+    """It is shown as it is; the other runs are shown as ever."""
+    metrics = shown(resource("a", phase="Dreaming"), resource("b", phase="Running"))
+
+    assert value(metrics, "run_phase", namespace="ns", run="a", phase="Dreaming") == 1
+    assert value(metrics, "run_phase", namespace="ns", run="b", phase="Running") == 1
+
+
 def test_a_breaker_is_shown_as_it_stands_now() -> None:
     """Open until its probe is due, then half-open, though the status is the same; closed leaves nothing else."""
     memory = RunMemory(
