@@ -34,7 +34,7 @@ _PERMANENT = (SpecError, IncompatibleRun, Corrupt, NewerFormat, AccessDenied, Un
 
 
 class RunOpener:
-    """Opens one run, again whenever its spec has changed."""
+    """Opens one run, again whenever its spec asks for another."""
 
     def __init__(self, resource: RunResource, tools: Tools) -> None:
         """Nothing is opened yet."""
@@ -44,6 +44,8 @@ class RunOpener:
         self._opened: OpenedRun | None = None
         self._opened_for: int | None = None
         """metadata.generation that `_opened` belongs to."""
+        self._opened_as: object = None
+        """What of the spec it depends on."""
 
     @property
     def store(self) -> RunStore:
@@ -84,9 +86,13 @@ class RunOpener:
         return run.spec.resume is Resume.RESTART and noted.restarted_for != run.resource_generation
 
     async def open(self, run: InferenceRun, noted: Ledger) -> Ledger:
-        """Open the run in its store, once for each version of the spec; raises Refused."""
+        """Open the run in its store, again when what it computes has changed in the spec; raises Refused.
+
+        Other changes, such as of `workers.count`, list no input: an object that has come since would have the run refused.
+        """
         restarts = self.must_restart(run, noted)
-        if self._opened is None or self._opened_for != run.resource_generation:
+        is_same = self._opened_as == _asked(run) and not restarts
+        if self._opened is None or not (is_same or self._opened_for == run.resource_generation):
             noted = await self._open(run, noted, restarts=restarts)
         # Said each time: what an earlier look found may not have reached the status.
         if restarts:
@@ -112,7 +118,7 @@ class RunOpener:
             raise Refused(kind, type(error).__name__, str(error), retry_s=REFUSED_S) from error
         except StoreError as error:
             raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
-        self._opened, self._opened_for = opened, run.resource_generation
+        self._opened, self._opened_for, self._opened_as = opened, run.resource_generation, _asked(run)
         return noted
 
     def _measured(self, uri: str, which: str) -> ObjectStore:
@@ -128,6 +134,11 @@ class RunOpener:
         noted = replace(noted, restart_from=record.generation)
         await self._resource.write_status({"memory": ledger.to_text(noted)})
         return noted
+
+
+def _asked(run: InferenceRun) -> object:
+    """What of the spec decides which run this is."""
+    return run.spec.input, run.spec.output, run.spec.model
 
 
 def _opened(

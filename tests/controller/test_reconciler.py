@@ -84,6 +84,26 @@ def test_a_refusal_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_scaling_lists_no_input(tmp_path: Path) -> None:
+    """An object that has come since the run began keeps nobody from scaling it; the run stays what it was."""
+
+    async def scenario() -> None:
+        spec = {"input": {"uris": [str(tmp_path / "*.fasta")], "shardBytes": 8}, "workers": {"count": 1}}
+        async with bench(tmp_path, spec) as found:
+            await found.until(lambda: len(found.pods) == 1, "a pod")
+            (tmp_path / "later.fasta").write_text(">c\nMKV\n")
+            resource = found.server.objects[RUN]
+            wider = {**resource["spec"], "workers": {**resource["spec"]["workers"], "count": 2}}
+            found.change(RUN, spec=wider, metadata={**resource["metadata"], "generation": 2})
+            await found.until(lambda: len(found.pods) == 2, "a second pod")
+            await found.until(lambda: found.status.get("observedGeneration") == 2, "the status to follow")
+
+            assert all(item["status"] == "True" for item in found.status["conditions"] if item["type"] == "Accepted")
+            assert found.status["shards"]["total"] == 2
+
+    asyncio.run(scenario())
+
+
 def label(pod: Object) -> str:
     """The capacity that a pod was started on."""
     return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))
