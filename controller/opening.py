@@ -41,6 +41,8 @@ class RunOpener:
         self._resource = resource
         self._tools = tools
         self._store: RunStore | None = None
+        self._store_uri = ""
+        """What `_store` was opened on; a spec that was refused before the run began may be given another output."""
         self._opened: OpenedRun | None = None
         self._opened_for: int | None = None
         """metadata.generation that `_opened` belongs to."""
@@ -102,8 +104,9 @@ class RunOpener:
 
     async def _open(self, run: InferenceRun, noted: Ledger, *, restarts: bool) -> Ledger:
         try:
-            if self._store is None:
+            if self._store is None or self._store_uri != run.spec.output.uri:
                 output = self._measured(run.spec.output.uri, "output")
+                self._store_uri = run.spec.output.uri
                 self._store = RunStore(Committer(output, budget_s=STORE_BUDGET_S), new_id=self._tools.new_id)
             if restarts:
                 noted = await self._begin_restart(self._store, noted)

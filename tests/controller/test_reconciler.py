@@ -104,6 +104,32 @@ def test_scaling_lists_no_input(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_refused_run_may_be_given_another_output(tmp_path: Path) -> None:
+    """Plan and record are written where the spec says now, not where it said before the run began."""
+
+    async def scenario() -> None:
+        mistyped = {"input": {"uris": [str(tmp_path / "im.fasta")], "shardBytes": 8}}
+        async with bench(tmp_path, mistyped) as found:
+            await found.until(
+                lambda: [item for item in found.status.get("conditions") or [] if item["status"] == "False"],
+                "the input to be missed",
+            )
+            resource = found.server.objects[RUN]
+            (tmp_path / "other").mkdir()
+            mended = {
+                **resource["spec"],
+                "input": {"uris": [str(tmp_path / "in.fasta")], "shardBytes": 8},
+                "output": {"uri": str(tmp_path / "other")},
+            }
+            found.change(RUN, spec=mended, metadata={**resource["metadata"], "generation": 2})
+            await found.until(lambda: len(found.pods) == 2, "pods")
+
+            assert (tmp_path / "other/g0001/plan.json").exists()
+            assert not (tmp_path / "out/run.json").exists()
+
+    asyncio.run(scenario())
+
+
 def label(pod: Object) -> str:
     """The capacity that a pod was started on."""
     return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))
