@@ -39,6 +39,8 @@ silent for longer may be dead, whatever TCP says: it is ended, and begun anew fr
 WATCH_S = (240, 300)
 """A watch lasts for so long, drawn anew each time, so that many do not end at once."""
 PAGE = 500
+LIST_TRIES = 3
+"""Of a list that expires between its pages: a server that cannot keep it for so long needs a pause."""
 TOKEN_AGE_S = 60.0
 """The kubelet renews a service account's token well before it ends, and expects it to be read again at least this often."""
 
@@ -188,12 +190,17 @@ class Cluster:
             return
 
     async def list_all(self, path: str, **parameters: str) -> tuple[list[Object], str]:
-        """All objects, and the resourceVersion from which a watch goes on. Asked by the page."""
-        while True:
+        """All objects, and the resourceVersion from which a watch goes on. Asked by the page.
+
+        Raises:
+            ApiUnavailable: the list expired between two pages each time; callers wait, and ask again.
+        """
+        for _ in range(LIST_TRIES):
             try:
                 return await self._pages(path, parameters)
             except HistoryExpired:
                 continue  # between two pages: a list that takes minutes starts again
+        raise ApiUnavailable(f"the list of {path} expired between its pages {LIST_TRIES} times in a row")
 
     async def _pages(self, path: str, parameters: Mapping[str, str]) -> tuple[list[Object], str]:
         items: list[Object] = []

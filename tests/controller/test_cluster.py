@@ -149,6 +149,19 @@ def test_lists_are_read_by_the_page_and_begun_anew_when_a_page_has_expired() -> 
     run(scenario)
 
 
+def test_a_list_that_expires_each_time_is_given_up() -> None:
+    """Its caller waits before it asks again: a busy server is not asked without a pause."""
+
+    async def scenario(server: ApiServer, cluster: Cluster) -> None:
+        server.fault = lambda _method, _path: refusal(410, "Expired")
+        with pytest.raises(ApiUnavailable, match="expired between its pages 3 times"):
+            await cluster.list_all(PODS)
+
+        assert len(server.requests) == 3
+
+    run(scenario)
+
+
 async def watched(cluster: Cluster, since: str = "0") -> list[str]:
     """Names that a watch shows until it ends."""
     return [
