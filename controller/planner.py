@@ -48,6 +48,7 @@ from controller.status import (
     RunStatus,
     ShardCounts,
     WorkerCounts,
+    final_progress,
     goodput,
     progress,
     restart_counts,
@@ -457,12 +458,16 @@ def _status(
     desired: int,
     checkpoint: CheckpointStatus,
 ) -> RunStatus:
+    latest, total_bytes = sample(plan, observed.manifests, now=now), plan.total_bytes
+    is_over = goal.phase in {Phase.FINALIZING, Phase.SUCCEEDED, Phase.FAILED}
     return RunStatus(
         phase=goal.phase,
         message=goal.message,
         observed_generation=run.resource_generation,
         conditions=memory.conditions,
-        progress=progress(sample(plan, observed.manifests, now=now), memory.samples, total_bytes=plan.total_bytes),
+        progress=final_progress(latest, observed.manifests, total_bytes=total_bytes)
+        if is_over
+        else progress(latest, memory.samples, total_bytes=total_bytes),
         shards=shard_counts(plan, observed.manifests),
         workers=WorkerCounts(
             desired=desired,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from contract.manifest import ShardManifest, ShardStatus
@@ -31,7 +31,7 @@ class Progress:
     percent: str = "0.0"
     """Of bytes. Text, because the API conventions forbid floats."""
     records_per_second: str = "0"
-    """Over the last minutes."""
+    """Over the last minutes; of a run that is over, from the start of its first checkpoint to its last commit."""
     eta_s: int | None = None
     """Seconds left at this rate; None = unknown."""
 
@@ -117,9 +117,26 @@ def sample(plan: Plan, manifests: Mapping[int, ShardManifest], *, now: datetime)
 
 def progress(latest: Sample, samples: tuple[Sample, ...], *, total_bytes: int) -> Progress:
     """Progress, with the rate since the oldest sample that is kept."""
-    elapsed_s = (latest.at - samples[0].at).total_seconds() if samples else 0.0
-    records_per_s = max(0, latest.records - samples[0].records) / elapsed_s if elapsed_s else 0.0
-    bytes_per_s = max(0, latest.bytes - samples[0].bytes) / elapsed_s if elapsed_s else 0.0
+    since = samples[0] if samples else latest
+    return _progress(latest, since, elapsed_s=(latest.at - since.at).total_seconds(), total_bytes=total_bytes)
+
+
+def final_progress(latest: Sample, manifests: Mapping[int, ShardManifest], *, total_bytes: int) -> Progress:
+    """Progress of a run that is over, with the rate of all its work: it stays what it is while workers still end.
+
+    From the start of the first checkpoint to the last commit, pauses included. Nothing is left to do, so the time left is
+    none or unknown.
+    """
+    checkpoints = [item for found in manifests.values() for item in found.checkpoints]
+    begins = [item.created_at - timedelta(seconds=item.seconds) for item in checkpoints]
+    elapsed_s = (max(item.created_at for item in checkpoints) - min(begins)).total_seconds() if checkpoints else 0.0
+    found = _progress(latest, replace(latest, records=0, bytes=0), elapsed_s=elapsed_s, total_bytes=total_bytes)
+    return replace(found, eta_s=0 if latest.bytes >= total_bytes else None)
+
+
+def _progress(latest: Sample, since: Sample, *, elapsed_s: float, total_bytes: int) -> Progress:
+    records_per_s = max(0, latest.records - since.records) / elapsed_s if elapsed_s else 0.0
+    bytes_per_s = max(0, latest.bytes - since.bytes) / elapsed_s if elapsed_s else 0.0
     # Cut, not rounded: 100.0 is said of nothing less.
     percent = 1000 * latest.bytes // total_bytes / 10 if total_bytes else 100.0
     return Progress(

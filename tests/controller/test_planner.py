@@ -10,6 +10,7 @@ import pytest
 
 from contract.manifest import Hints, ShardManifest, ShardStatus
 from contract.names import ConditionType, FailureClass, Phase
+from contract.transitions import committed
 from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
 from controller.breaker import NodeBreaker, RunBreaker
@@ -679,6 +680,28 @@ def test_rate_and_time_left_come_from_what_was_seen_to_happen() -> None:
 
     assert status.progress.records_per_second == "1"
     assert status.progress.eta_s == 320
+
+
+@pytest.mark.parametrize("end", ["finalizing", "finalized", "failed"])
+def test_a_run_that_is_over_keeps_its_rate(end: str) -> None:
+    """All its records over all its work, though its pods take minutes to end and nothing is committed in the meantime."""
+    first = make.with_checkpoint(make.held(), 0, 100)
+    last = make.failed(1) if end == "failed" else make.with_checkpoint(make.held(1), 0, 100, at=make.later(40))
+    last = last if end == "failed" else committed(last, commit_id="complete", records=100)
+    manifests = (committed(first, commit_id="complete", records=100), last)
+    look = make.observed(*manifests, workers=(make.worker(0),), is_finalized=end == "finalized")
+    memory = _decide(make.observed(make.held()), num_shards=2).memory
+    rates, left = set(), set()
+
+    for minutes in (1, 2, 9):
+        decision = _decide(look, memory=memory, num_shards=2, now=make.later(60 * minutes))
+        memory = decision.memory
+        rates.add(decision.status.progress.records_per_second)
+        left.add(decision.status.progress.eta_s)
+
+    # Checkpoints of ten seconds each; they end at the start and forty seconds later.
+    assert rates == {"10" if end == "failed" else "4"}
+    assert left == {None if end == "failed" else 0}
 
 
 def test_a_condition_that_does_not_hold_says_nothing() -> None:
