@@ -7,6 +7,11 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+STORE_SILENT = "the store does not answer"
+"""Phrase of a worker's warning, with `store`, `endpoint`, `silent_s` and `detail`; `doctor` looks for it."""
+STORE_BACK = "the store answers again"
+"""Phrase of the line that ends such warnings."""
+
 _BUILT_IN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 

@@ -127,7 +127,7 @@ class ControllerMetrics:
     def store_observer(self, store: str) -> StoreObserver:
         """For a MeasuredStore; `store` says what it is to a run: `input` or `output`."""
 
-        def observe(call: StoreCall, result: StoreResult, seconds: float) -> None:
+        def observe(call: StoreCall, result: StoreResult, seconds: float, _error: Exception | None) -> None:
             self._store_calls.labels(store, call.value, result.value).inc()
             self._store_seconds.labels(store, call.value).observe(seconds)
 

@@ -32,12 +32,14 @@ from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
 from contract.process_identity import own_identity
 from contract.store.commit import Committer
-from contract.store.measured import MeasuredStore
-from contract.store.open import open_store
+from contract.store.measured import MeasuredStore, StoreCall, StoreObserver, StoreResult
+from contract.store.open import endpoint_of, open_store
+from contract.store.protocol import ObjectStore
 from worker.flight_recorder import FlightRecorder
 from worker.metrics import WorkerMetrics, serve
 from worker.model_client import ModelProcess
 from worker.models.registry import load_preparer
+from worker.outages import OutageLog
 from worker.records.open import read_records
 from worker.records.record import Record
 from worker.records.source import open_source
@@ -94,7 +96,7 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
     lifeline = Lifeline(environment.get(names.ENV_LIFELINE_FD), drain)
     metrics = WorkerMetrics(run=options.run)
     serve(metrics, environment)
-    output = MeasuredStore(open_store(options.output_uri), metrics.store_observer("output"))
+    output = _watched(options.output_uri, metrics.store_observer("output"))
     worker = Worker(
         settings=options,
         committer=Committer(output),
@@ -127,12 +129,24 @@ def _run(environment: os._Environ[str], recorder: FlightRecorder, drain: threadi
         worker.model.close()
 
 
+def _watched(uri: str, count: StoreObserver) -> ObjectStore:
+    """The store at `uri`; its calls are counted, and its silence is told."""
+    store = open_store(uri)
+    log_outage = OutageLog(store.uri, endpoint=lambda: endpoint_of(store))
+
+    def observe(call: StoreCall, result: StoreResult, seconds: float, error: Exception | None) -> None:
+        count(call, result, seconds, error)
+        log_outage(call, result, seconds, error)
+
+    return MeasuredStore(store, observe)
+
+
 def _read(
     options: settings.WorkerSettings, plan: Plan, manifest: ShardManifest, resume: Resume, metrics: WorkerMetrics
 ) -> Iterator[Record]:
     planned = next(item for item in plan.objects if item.uri == manifest.object)
     return read_records(
-        open_source(planned, open_store=lambda uri: MeasuredStore(open_store(uri), metrics.store_observer("input"))),
+        open_source(planned, open_store=lambda uri: _watched(uri, metrics.store_observer("input"))),
         fmt=plan.format,
         compression=planned.compression,
         start=manifest.start,

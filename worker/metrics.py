@@ -138,7 +138,7 @@ class WorkerMetrics:
     def store_observer(self, store: str) -> StoreObserver:
         """For a MeasuredStore; `store` says what it is to the worker: `input` or `output`."""
 
-        def observe(call: StoreCall, result: StoreResult, seconds: float) -> None:
+        def observe(call: StoreCall, result: StoreResult, seconds: float, _error: Exception | None) -> None:
             self._store_calls(store, call.value, result.value).inc()
             self._store_seconds(store, call.value).observe(seconds)
 

@@ -100,6 +100,11 @@ class GcsStore:
         """Root URI."""
         return f"gs://{self._bucket}/{self._root}".rstrip("/")
 
+    @property
+    def endpoint(self) -> str:
+        """URL that requests go to."""
+        return self._endpoint_url
+
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
         """See ObjectStore. A whole object is compared with the MD5 that the store keeps of it."""
         checked_range(start, end)

@@ -62,8 +62,8 @@ _RESULTS: tuple[tuple[type[Exception], StoreResult], ...] = (
 class StoreObserver(Protocol):
     """Told of every call, in the thread that made it. Must be fast and never raise."""
 
-    def __call__(self, call: StoreCall, result: StoreResult, seconds: float) -> None:
-        """One call, retries that the backend makes by itself included."""
+    def __call__(self, call: StoreCall, result: StoreResult, seconds: float, error: Exception | None, /) -> None:
+        """One call, retries that the backend makes by itself included; `error` is what it raised, None = nothing."""
         ...
 
 
@@ -113,7 +113,7 @@ class MeasuredStore:
     @contextmanager
     def _measured(self, call: StoreCall) -> Iterator[None]:
         started_s = self.clock()
-        result = StoreResult.ERROR
+        result, raised = StoreResult.ERROR, None
         try:
             yield
             result = StoreResult.OK
@@ -122,6 +122,7 @@ class MeasuredStore:
             raise
         except Exception as error:
             result = next((found for kind, found in _RESULTS if isinstance(error, kind)), StoreResult.ERROR)
+            raised = error
             raise
         finally:
-            self.observe(call, result, self.clock() - started_s)
+            self.observe(call, result, self.clock() - started_s, raised)

@@ -37,6 +37,11 @@ def open_store(uri: str) -> ObjectStore:
     return LocalStore(rest)
 
 
+def endpoint_of(store: ObjectStore) -> str:
+    """URL that the store's requests go to; empty where none do."""
+    return store.endpoint if isinstance(store, S3Store | GcsStore) else ""
+
+
 def normalised_uri(uri: str) -> str:
     """Absolute form without a trailing slash: equal for all ways to write one place."""
     scheme, rest = _split(uri)

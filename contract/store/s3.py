@@ -95,6 +95,11 @@ class S3Store:
         """Root URI."""
         return f"s3://{self._bucket}/{self._root}".rstrip("/")
 
+    @property
+    def endpoint(self) -> str:
+        """URL that requests go to."""
+        return self._clients.single.meta.endpoint_url
+
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Stored:
         """See ObjectStore."""
         checked_range(start, end)

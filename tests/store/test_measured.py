@@ -25,10 +25,12 @@ class Observed:
 
     def __init__(self) -> None:
         self.calls: list[tuple[StoreCall, StoreResult, float]] = []
+        self.errors: list[Exception | None] = []
 
-    def __call__(self, call: StoreCall, result: StoreResult, seconds: float) -> None:
+    def __call__(self, call: StoreCall, result: StoreResult, seconds: float, error: Exception | None) -> None:
         """See StoreObserver."""
         self.calls.append((call, result, seconds))
+        self.errors.append(error)
 
     @property
     def kinds(self) -> list[tuple[str, str]]:
@@ -62,6 +64,7 @@ def test_every_call_is_told_with_its_time() -> None:
     assert (store.uri, body, keys) == ("memory://run", b"2", ["a", "b"])
     assert {call for call, _ in seen.kinds} == set(StoreCall)
     assert {(result, seconds) for _, result, seconds in seen.calls} == {(StoreResult.OK, 1.0)}
+    assert set(seen.errors) == {None}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,7 @@ def test_every_error_has_its_result_and_reaches_the_caller(error: Exception, res
 
     assert caught.value is error
     assert seen.kinds == [("get", result)]
+    assert seen.errors == [error]
 
 
 def test_a_real_conflict_is_one() -> None:
