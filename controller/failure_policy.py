@@ -118,6 +118,15 @@ _NO_PROGRAM_TEXT = re.compile(
     r"|not a directory|is a directory)"
 )
 _GPU_DRIVER_TEXT = re.compile(r"nvidia-container-cli|nvml|nvidia-container-runtime|unresolvable cdi devices|libnvidia")
+_UNREACHED_TEXT = re.compile(
+    r"could not connect to the endpoint|connect timeout|failed to connect to proxy"
+    r"|failed to establish a (?:new )?connection|failed to resolve"
+)
+"""What the stores' clients say when no connection came about, so that nothing of the store was to blame."""
+_UNREACHED_ADVICE = (
+    "look whether workers can reach the store: one of your own needs AWS_ENDPOINT_URL_S3 in their environment "
+    "(spec.workers.template), and egress that no NetworkPolicy forbids"
+)
 _CACHE_TROUBLE_TEXT = re.compile(r"failed to sync|have not yet been read at least once")
 """A kubelet that has just started says so of Secrets and Services that are there."""
 _SHUTDOWN_REASONS = frozenset({"Terminated", "Shutdown", "NodeShutdown"})
@@ -480,7 +489,9 @@ def _transient(case: _Case) -> Verdict:
         )
         return _verdict(FailureClass.TRANSIENT, "exit 0 without the last words of a worker", advice=advice)
     if case.code is not None:
-        return _verdict(FailureClass.TRANSIENT, case.told(f"exit {case.code}"))
+        is_unreached = case.code == ExitCode.TRANSIENT and _UNREACHED_TEXT.search(case.text)
+        advice = _UNREACHED_ADVICE if is_unreached else None
+        return _verdict(FailureClass.TRANSIENT, case.told(f"exit {case.code}"), advice=advice)
     reason = seen.waiting_reason or seen.pod_reason or seen.container_reason or "no evidence at all"
     return _verdict(FailureClass.TRANSIENT, case.told(f"it ended ({reason})"))
 
@@ -548,7 +559,9 @@ def escalated(
         death, deaths=deaths, policy=policy.crash_loop
     ):
         evidence = f"{verdict.evidence}; the same end {policy.crash_loop.failures} times with no commit between"
-        return replace(_verdict(FailureClass.CRASH_LOOP, evidence), is_permanent=True)
+        is_explained = verdict.advice != ADVICE[FailureClass.TRANSIENT]
+        advice = verdict.advice if is_explained else None
+        return replace(_verdict(FailureClass.CRASH_LOOP, evidence, advice=advice), is_permanent=True)
     return verdict
 
 

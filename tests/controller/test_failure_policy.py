@@ -330,6 +330,31 @@ def test_advice_of_configuration_says_what_to_mend() -> None:
     assert len(advice) == 4
 
 
+UNREACHED = {
+    "refused": 's3://b: Could not connect to the endpoint URL: "https://b.s3.amazonaws.com/out/g0001/plan.json"',
+    "no answer": 's3://b: Connect timeout on endpoint URL: "http://store:9000/b"',
+    "Google": "https://storage.googleapis.com: Failed to resolve 'storage.googleapis.com' ([Errno -2] unknown)",
+    "a private endpoint": "http://gcs:80: Failed to establish a new connection: [Errno 111] Connection refused",
+}
+
+
+@pytest.mark.parametrize("text", UNREACHED.values(), ids=UNREACHED)
+def test_a_store_that_was_not_reached_is_advised_on(text: str) -> None:
+    """Endpoint and network, also once it is a crash loop; a store that answers with errors is another matter."""
+    detail = f"Unavailable: g0001/plan.json: gave up after 90 attempts in 180 s; last: {text}"
+    verdict = classify(Evidence(exit_code=75, flight=make.flight(shard=None, exit_code=75, detail=detail)))
+    slow = classify(Evidence(exit_code=75, flight=make.flight(shard=None, exit_code=75, detail="s3://b answered 503")))
+    deaths = tuple(Death(at=make.NOW, signature="75", shard=None) for _ in range(3))
+    loop = escalated(verdict, deaths[0], deaths=deaths[1:], num_kills=0, policy=FailurePolicy())
+
+    assert verdict.failure_class is FailureClass.TRANSIENT
+    assert loop.failure_class is FailureClass.CRASH_LOOP
+    assert "AWS_ENDPOINT_URL_S3" in verdict.advice
+    assert "NetworkPolicy" in verdict.advice
+    assert loop.advice == verdict.advice
+    assert slow.advice == ADVICE[FailureClass.TRANSIENT]
+
+
 def test_advice_for_a_refused_spec_says_how_to_go_on() -> None:
     """An unchanged run that is applied again is no change for the controller, so `retry` is named."""
     advice = classify(Evidence(exit_code=64)).advice
