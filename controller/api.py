@@ -14,6 +14,7 @@ from typing import Any
 
 from contract.documents import canonical
 from contract.errors import SpecError
+from contract.models import check_model
 from contract.names import API_GROUP, API_VERSION, CONTAINER_WORKER, ENV_VIRAL_MODE, KIND
 from contract.plan import InputFormat
 from contract.run_record import ModelIdentity
@@ -308,6 +309,11 @@ def parse_run(resource: Mapping[str, Any], *, viral_mode: str = "") -> Inference
         spec=_spec(Section(resource.get("spec"), "spec", problems), viral_mode=viral_mode),
         resource_generation=metadata.integer("generation", 1),
     )
+    if not any(problem.startswith(("spec.model", "spec.output")) for problem in problems):
+        try:
+            check_model(_model_settings(run.spec))
+        except SpecError as error:
+            problems.append(f"spec.{error}")
     if problems:
         raise SpecError(f"{len(problems)} mistake(s) in InferenceRun {name!r}:\n  " + "\n  ".join(problems))
     return run
@@ -525,17 +531,7 @@ def worker_settings(
         output_uri=spec.output.uri,
         generation=generation,
         input_format=spec.input.format,
-        model=ModelSettings(
-            name=spec.model.name.value,
-            source=spec.model.source,
-            parameters=dict(spec.model.parameters),
-            precision=spec.model.precision.value,
-            dtype=spec.output.dtype.value,
-            kind=spec.output.kind,
-            max_tokens_per_batch=spec.model.max_tokens_per_batch,
-            max_length=spec.model.max_length,
-            on_too_long=spec.model.on_too_long,
-        ),
+        model=_model_settings(spec),
         checkpoint=checkpoint,
         id_field=spec.input.id_field,
         value_field=spec.input.value_field,
@@ -546,6 +542,20 @@ def worker_settings(
         max_record_strikes=spec.failure_policy.max_record_strikes,
         memory_bytes=memory_bytes,
         device=device,
+    )
+
+
+def _model_settings(spec: RunSpec) -> ModelSettings:
+    return ModelSettings(
+        name=spec.model.name.value,
+        source=spec.model.source,
+        parameters=dict(spec.model.parameters),
+        precision=spec.model.precision.value,
+        dtype=spec.output.dtype.value,
+        kind=spec.output.kind,
+        max_tokens_per_batch=spec.model.max_tokens_per_batch,
+        max_length=spec.model.max_length,
+        on_too_long=spec.model.on_too_long,
     )
 
 

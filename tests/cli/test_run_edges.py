@@ -227,7 +227,8 @@ def test_relative_places_are_those_of_the_start(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     sources = {}
     for name, source in (("esm2", "weights/8M/"), ("esm2", "random:1"), ("esm2", "s3://b/w"), ("torch", "m:build")):
-        run = LocalRun(directory=tmp_path, sequences=["MKV"], model={"name": name, "source": source}, store_uri="out")
+        model = {"name": name, "source": source, "parameters": {"size": "8M"} if source == "random:1" else {}}
+        run = LocalRun(directory=tmp_path, sequences=["MKV"], model=model, store_uri="out")
         sources[source] = load_run(run.write()).spec.model.source
         assert load_run(run.write()).spec.output.uri == f"file://{tmp_path}/out"
 

@@ -24,6 +24,7 @@ from controller.api import (
 from controller.fields import parse_quantity
 from tests import make
 
+OWN_MODEL = {"name": "torch", "source": "models:build"}
 FULL = {
     "input": {
         "uris": ["s3://bucket/in/*.fasta.gz", "file:///d/x.fa"],
@@ -36,7 +37,7 @@ FULL = {
     "model": {
         "name": "esm2",
         "source": "random:1",
-        "parameters": {"layers": [1, 2]},
+        "parameters": {"size": "8M", "compile": True},
         "precision": "bf16",
         "maxTokensPerBatch": 8192,
         "maxLength": 1022,
@@ -94,7 +95,7 @@ def test_every_field_is_read() -> None:
     assert (spec.input.id_field, spec.input.value_field) == ("name", None)
     assert (spec.output.uri, spec.output.dtype, spec.output.kind) == ("s3://bucket/out", "float16", RowKind.PER_TOKEN)
     assert (spec.model.name, spec.model.source, spec.model.precision) == ("esm2", "random:1", "bf16")
-    assert spec.model.parameters == {"layers": [1, 2]}
+    assert spec.model.parameters == {"size": "8M", "compile": True}
     assert (spec.model.max_tokens_per_batch, spec.model.max_length) == (8192, 1022)
     assert spec.model.on_too_long is TooLong.QUARANTINE
     assert (spec.workers.count, spec.workers.gpus_per_worker, spec.workers.gpu_resource) == (8, 2, "amd.com/gpu")
@@ -331,6 +332,37 @@ def test_quantities(text: str, expected: int | None) -> None:
     assert parse_quantity(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "kmer", "parameters": {"k": 2}}}, "spec.model.parameters: kmer has no parameter k"),
+        ({"output": {"kind": "perToken"}}, "spec.output.kind: kmer gives one row per record"),
+        (
+            {"model": {"name": "esm2", "source": "random:1", "parameters": {"size": "9M"}}},
+            "spec.model.parameters.size: '9M' is unknown; choose one of 8M",
+        ),
+        (
+            {"model": {"name": "esm2", "source": "/w", "parameters": {"compile": "yes"}}},
+            "spec.model.parameters.compile: 'yes' is neither true nor false",
+        ),
+        ({"model": {"name": "torch", "source": "models"}}, "spec.model.source: 'models' is not module:callable"),
+    ],
+    ids=["unknown", "kind", "out of bounds", "wrong type", "source"],
+)
+def test_what_every_worker_would_refuse_is_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    """Parameters that the model does not take, with the path of the field; beside the spec's other mistakes."""
+    with pytest.raises(SpecError) as refused:
+        make.run({**changes, "workers": {"count": -1}})
+
+    assert message in str(refused.value)
+    assert str(refused.value).startswith("2 mistake(s)")
+
+
+def test_parameters_of_a_model_of_ones_own_are_its_own_business() -> None:
+    """Nobody but its callable knows them."""
+    assert make.run({"model": {**OWN_MODEL, "parameters": {"k": 2}}}).spec.model.parameters == {"k": 2}
+
+
 def test_worker_settings_survive_the_environment_variable() -> None:
     """What the spec says arrives in a worker unchanged."""
     run = parse_run(make.resource(FULL))
@@ -349,13 +381,13 @@ def test_worker_settings_survive_the_environment_variable() -> None:
     assert (found.no_progress_seconds, found.max_record_strikes) == (120, 1)
     assert found.checkpoint == run.spec.checkpoint
     assert (found.model.name, found.model.dtype, found.model.kind) == ("esm2", "float16", RowKind.PER_TOKEN)
-    assert found.model.parameters == {"layers": [1, 2]}
+    assert found.model.parameters == {"size": "8M", "compile": True}
 
 
 def test_model_identity_does_not_depend_on_the_order_of_parameters() -> None:
     """Two spellings of the same parameters are one model."""
-    one = make.run({"model": {"parameters": {"a": 1, "b": 2}}})
-    other = make.run({"model": {"parameters": {"b": 2, "a": 1}}})
+    one = make.run({"model": {**OWN_MODEL, "parameters": {"a": 1, "b": 2}}})
+    other = make.run({"model": {**OWN_MODEL, "parameters": {"b": 2, "a": 1}}})
 
     assert model_identity(one.spec) == model_identity(other.spec)
     assert model_identity(one.spec) != model_identity(make.run({"output": {"dtype": "float16"}}).spec)

@@ -137,7 +137,7 @@ def as_kubelet(text: str) -> str:
 @pytest.mark.parametrize("text", ["$(HOME)", "$$", "a$b", "$$(X)", "$"])
 def test_dollars_in_settings_survive_the_kubelet(text: str) -> None:
     """A pattern or parameter with $( in it is no variable."""
-    run = make.run({"model": {"parameters": {"p": text}}})
+    run = make.run({"model": {"name": "torch", "source": "models:build", "parameters": {"p": text}}})
     options = worker_settings(run, generation=1, run_uid="u", worker_index=0, num_workers=1)
 
     found = env(pod(settings_json=settings.to_json(options)))[names.ENV_SETTINGS]

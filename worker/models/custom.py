@@ -15,17 +15,10 @@ from typing import Any
 
 import torch
 
-from contract.errors import ModelError, SpecError
+from contract.errors import ModelError
 from contract.settings import ModelSettings, RowKind
 from worker.models.options import compute_dtype, fitted, memory_errors, stored_dtype
 from worker.models.protocol import Prepared, Rows
-
-
-def check_custom(settings: ModelSettings) -> None:
-    """Raises SpecError when the source is not `module:callable`; its parameters are the callable's business."""
-    module, _, name = settings.source.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise SpecError(f"model.source: {settings.source!r} is not module:callable, for example my_models:build")
 
 
 def load_factory(source: str) -> Callable[..., Any]:

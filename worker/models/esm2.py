@@ -10,19 +10,19 @@ B sequences, T tokens, R residues, D hidden, H heads, K width of a head.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch.nn.functional import embedding, embedding_bag, gelu, layer_norm, linear
 
-from contract.errors import ModelError, SpecError
+from contract.errors import ModelError
+from contract.models import random_seed
 from contract.settings import ModelSettings, RowKind
 from worker.models.esm2_pack import Pack, attention, build_pack
 from worker.models.esm2_tokens import token_ids
-from worker.models.esm2_weights import PUBLISHED_SIZES, Esm2Weights, LayerWeights, load_weights, random_weights
-from worker.models.options import check_parameters, compute_dtype, memory_errors, stored_dtype
+from worker.models.esm2_weights import Esm2Weights, LayerWeights, load_weights, random_weights
+from worker.models.options import compute_dtype, memory_errors, stored_dtype
 from worker.models.protocol import Rows
 from worker.models.weights_cache import local_directory
 
@@ -32,35 +32,9 @@ _WARM_UP_SEQUENCES = (
 )
 
 
-def check_esm2(settings: ModelSettings) -> None:
-    """Raises SpecError on a source or parameters that esm2 cannot honour."""
-    check_parameters(settings, ("size", "compile"))
-    size, is_compiled = settings.parameters.get("size"), settings.parameters.get("compile", False)
-    if not settings.source:
-        raise SpecError(
-            "model.source: esm2 needs weights: a directory, a prefix (s3://... or gs://...) or random:<seed>"
-        )
-    if not isinstance(is_compiled, bool):
-        raise SpecError(f"model.parameters.compile: {is_compiled!r} is neither true nor false")
-    if _random_seed(settings.source) is None:
-        if size is not None:
-            raise SpecError("model.parameters.size: only random:<seed> takes a size; real weights come with their own")
-    elif size not in PUBLISHED_SIZES:
-        raise SpecError(f"model.parameters.size: {size!r} is unknown; choose one of {', '.join(PUBLISHED_SIZES)}")
-
-
-def _random_seed(source: str) -> int | None:
-    """The seed of `random:<seed>`; None for any other source."""
-    if not source.startswith("random:"):
-        return None
-    if not re.fullmatch(r"random:\d{1,18}", source):
-        raise SpecError(f"model.source: {source!r} must be random:<seed> with a whole number, for example random:0")
-    return int(source.removeprefix("random:"))
-
-
 def load_esm2(settings: ModelSettings, device: torch.device) -> Esm2Encoder:
     """The encoder with its weights on the device. Raises ModelError when they are missing or do not fit."""
-    dtype, seed = compute_dtype(settings), _random_seed(settings.source)
+    dtype, seed = compute_dtype(settings), random_seed(settings.source)
     if seed is not None:
         weights = random_weights(seed, settings.parameters["size"], device=device, dtype=dtype)
     else:

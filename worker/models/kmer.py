@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.errors import SpecError
-from contract.settings import ModelSettings, RowKind
-from worker.models.options import check_parameters, fitted, stored_dtype
+from contract.settings import ModelSettings
+from worker.models.options import fitted, stored_dtype
 from worker.models.protocol import Prepared, Rows, Unusable
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -34,13 +33,6 @@ def _code_table() -> bytes:
 
 
 _CODES = _code_table()
-
-
-def check_kmer(settings: ModelSettings) -> None:
-    """Raises SpecError on settings that kmer cannot honour."""
-    check_parameters(settings, ())
-    if settings.kind is not RowKind.POOLED:
-        raise SpecError("output.kind: kmer gives one row per record; set it to pooled")
 
 
 class KmerPreparer:

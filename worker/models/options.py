@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -34,14 +34,6 @@ def _chosen(known: dict[str, torch.dtype], name: str, field: str) -> torch.dtype
     if name not in known:
         raise SpecError(f"{field}: {name!r} is unknown; choose one of {', '.join(known)}")
     return known[name]
-
-
-def check_parameters(settings: ModelSettings, allowed: Collection[str]) -> None:
-    """Raises SpecError naming the parameters that the model does not have, and those it has."""
-    unknown = sorted(settings.parameters.keys() - set(allowed))
-    if unknown:
-        has = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes none"
-        raise SpecError(f"model.parameters: {settings.name} has no parameter {', '.join(unknown)}; {has}")
 
 
 def fitted(value: Sliceable, settings: ModelSettings, *, default_max_length: int | None) -> tuple[Sliceable, bool]:

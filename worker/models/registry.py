@@ -7,39 +7,37 @@ from dataclasses import dataclass
 
 import torch
 
+from contract import models
 from contract.errors import ModelError, SpecError
 from contract.settings import ModelSettings
-from worker.models.custom import CustomEncoder, CustomPreparer, check_custom
-from worker.models.esm2 import check_esm2, load_esm2
+from worker.models.custom import CustomEncoder, CustomPreparer
+from worker.models.esm2 import load_esm2
 from worker.models.esm2_tokens import Esm2Preparer
-from worker.models.kmer import KmerEncoder, KmerPreparer, check_kmer
+from worker.models.kmer import KmerEncoder, KmerPreparer
 from worker.models.options import compute_dtype, stored_dtype
 from worker.models.protocol import Encoder, Preparer
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one model is checked, and how its two halves are made."""
+    """How the two halves of one model are made."""
 
-    check: Callable[[ModelSettings], None]
     preparer: Callable[[ModelSettings], Preparer]
     encoder: Callable[[ModelSettings, torch.device], Encoder]
 
 
 FAMILIES = {
-    "kmer": Family(check_kmer, KmerPreparer, lambda settings, _: KmerEncoder(settings)),
-    "esm2": Family(check_esm2, Esm2Preparer, load_esm2),
-    "torch": Family(check_custom, CustomPreparer, CustomEncoder),
+    "kmer": Family(KmerPreparer, lambda settings, _: KmerEncoder(settings)),
+    "esm2": Family(Esm2Preparer, load_esm2),
+    "torch": Family(CustomPreparer, CustomEncoder),
 }
 
 
 def check_model(settings: ModelSettings) -> None:
     """Raises SpecError on settings that no weights could mend; touches no file. Both halves begin with it."""
-    _family(settings).check(settings)
+    models.check_model(settings)
     compute_dtype(settings)
     stored_dtype(settings)
-    if settings.max_length is not None and settings.max_length < 1:
-        raise SpecError(f"model.maxLength: {settings.max_length} is not positive")
 
 
 def load_preparer(settings: ModelSettings) -> Preparer:
@@ -50,7 +48,7 @@ def load_preparer(settings: ModelSettings) -> Preparer:
         ModelError: model `torch` whose module cannot be imported.
     """
     check_model(settings)
-    return _family(settings).preparer(settings)
+    return FAMILIES[settings.name].preparer(settings)
 
 
 def load_encoder(settings: ModelSettings, *, device: str) -> Encoder:
@@ -62,7 +60,7 @@ def load_encoder(settings: ModelSettings, *, device: str) -> Encoder:
         torch.OutOfMemoryError: the model does not fit the device.
     """
     check_model(settings)
-    return _family(settings).encoder(settings, resolved_device(device))
+    return FAMILIES[settings.name].encoder(settings, resolved_device(device))
 
 
 def resolved_device(device: str) -> torch.device:
@@ -79,9 +77,3 @@ def resolved_device(device: str) -> torch.device:
             f"the driver, the GPU resource of the pod, and that torch is a CUDA build"
         )
     return chosen
-
-
-def _family(settings: ModelSettings) -> Family:
-    if settings.name not in FAMILIES:
-        raise SpecError(f"model.name: {settings.name!r} is unknown; choose one of {', '.join(FAMILIES)}")
-    return FAMILIES[settings.name]

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from contract import models
 from contract.errors import ModelError, SpecError
+from contract.models import ESM2_SIZES
 from contract.settings import ModelSettings
-from worker.models.registry import check_model, load_encoder, load_preparer, resolved_device
+from worker.models.esm2_weights import PUBLISHED_SIZES
+from worker.models.registry import FAMILIES, check_model, load_encoder, load_preparer, resolved_device
 
 WRONG = [
     ({"name": "bert"}, r"model\.name: 'bert' is unknown; choose one of kmer, esm2, torch"),
@@ -45,6 +48,13 @@ def test_an_unknown_device_is_an_error_of_the_spec():
     """The message says what is possible."""
     with pytest.raises(SpecError, match="use auto, cpu or cuda:N"):
         resolved_device("gpu0")
+
+
+def test_what_is_known_of_models_without_their_code_is_what_their_code_knows():
+    """The controller, which has no torch, refuses and accepts the same names and sizes."""
+    assert tuple(PUBLISHED_SIZES) == ESM2_SIZES
+    with pytest.raises(SpecError, match=f"choose one of {', '.join(FAMILIES)}$"):
+        models.check_model(ModelSettings(name="bert"))
 
 
 def test_kmer_warms_up():
