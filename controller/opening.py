@@ -32,6 +32,10 @@ thread that runs on other stores may need (`Settings.store_threads`)."""
 _PERMANENT = (SpecError, IncompatibleRun, Corrupt, NewerFormat, AccessDenied, UnsuitableStore)
 """What opening a run may meet that time alone does not mend."""
 
+INPUT_AT_FIRST = "Correct spec.input in place, which is accepted while nothing is planned yet, or put the objects there"
+INPUT_LATER = "Put the objects there: the input of a run that has begun stays what it is"
+"""What mends an input that cannot be listed."""
+
 
 class RunOpener:
     """Opens one run, again whenever its spec asks for another."""
@@ -151,7 +155,10 @@ def _opened(
     found = store.read_record()
     if found is None:
         store.probe()
-    objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes, open_store=open_input)
+    try:
+        objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes, open_store=open_input)
+    except SpecError as error:
+        raise SpecError(f"{error}. {INPUT_AT_FIRST if found is None else INPUT_LATER}") from error
     has_restarted = found is not None and noted.restart_from is not None and found.generation > noted.restart_from
     return store.open_run(
         wanted_record(run, objects, uid=uid), objects, restarts=restarts and found is not None and not has_restarted

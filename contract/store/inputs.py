@@ -75,7 +75,7 @@ def list_inputs(
         store = open_store(place.root)
         listed = list(_expanded(store, place))
         if not listed:
-            raise SpecError(f"input.uris: {uri!r} names no object; {_nearest(store, place)}")
+            raise SpecError(f"input.uris: {_absence(store, place, uri)}; {_nearest(store, place)}")
         for item in listed:
             item_uri = f"{place.root}{item.key}"
             compression = _compression(item_uri)
@@ -157,6 +157,17 @@ def _block_gzip(objects: list[tuple[ObjectStore, str, str]]) -> Iterator[str]:
                 yield uri
 
 
+def _absence(store: ObjectStore, place: _Place, uri: str) -> str:
+    """What is not there, in the sense in which it was written, for the message."""
+    if place.is_pattern:
+        return f"{uri!r} matches no object"
+    if not place.is_directory:
+        return f"{uri!r} names no object, and nothing exists below it"
+    if next(iter(store.list(f"{place.key}/" if place.key else "")), None) is not None:
+        return f"all below {uri!r} is skipped, as names with '.' or '_' before or '~' behind are"
+    return f"nothing exists below {uri!r}"
+
+
 def _nearest(store: ObjectStore, place: _Place) -> str:
     """What exists of a place that names nothing, for the message."""
     above = place.literal if place.is_pattern else place.key
@@ -164,7 +175,7 @@ def _nearest(store: ObjectStore, place: _Place) -> str:
         above = above.rpartition("/")[0]
         if _exists(store, place, above):
             return f"the nearest place that exists is {place.root}{above}/"
-    return f"nothing exists below {place.root} on its path"
+    return f"of its path nothing exists in {place.root}"
 
 
 def _exists(store: ObjectStore, place: _Place, directory: str) -> bool:

@@ -130,6 +130,34 @@ def test_a_refused_run_may_be_given_another_output(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_mistyped_input_is_corrected_in_place(tmp_path: Path) -> None:
+    """The refusal says that this is possible, and it is: the run goes on by the same name on the same output."""
+
+    async def scenario() -> None:
+        mistyped = {"input": {"uris": [str(tmp_path / "im.fasta")], "shardBytes": 8}}
+        async with bench(tmp_path, mistyped) as found:
+            refused = await found.until(
+                lambda: [item for item in found.status.get("conditions") or [] if item["status"] == "False"],
+                "the input to be missed",
+            )
+            resource = found.server.objects[RUN]
+            mended = {**resource["spec"], "input": {"uris": [str(tmp_path / "in.fasta")], "shardBytes": 8}}
+            found.change(RUN, spec=mended, metadata={**resource["metadata"], "generation": 2})
+            await found.until(lambda: len(found.pods) == 2, "pods")
+            (tmp_path / "in.fasta").unlink()
+            mended["model"] = {**mended["model"], "maxLength": 100}
+            found.change(RUN, spec=mended, metadata={**resource["metadata"], "generation": 3})
+            begun = await found.until(
+                lambda: [item for item in found.status["conditions"] if "in.fasta" in item.get("message", "")],
+                "the input to be missed once more",
+            )
+
+            assert "Correct spec.input in place" in refused[0]["message"]
+            assert "of a run that has begun" in begun[0]["message"]
+
+    asyncio.run(scenario())
+
+
 def label(pod: Object) -> str:
     """The capacity that a pod was started on."""
     return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))

@@ -212,23 +212,33 @@ def test_what_cannot_be_read_is_refused_by_name(name: str, detail: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "nearest"),
+    ("key", "message"),
     [
-        ("in/deep/x.fasta", "the nearest place that exists is s3://bucket/in/deep/"),
-        ("in/nowhere/far/*.fasta", "the nearest place that exists is s3://bucket/in/"),
-        ("in/nowhere/", "the nearest place that exists is s3://bucket/in/"),
-        ("in/dee", "the nearest place that exists is s3://bucket/in/"),
-        ("out/*", "nothing exists below s3://bucket/ on its path"),
+        (
+            "in/deep/x.fasta",
+            "{} names no object, and nothing exists below it; the nearest place that exists is s3://bucket/in/deep/",
+        ),
+        ("in/nowhere/far/*.fasta", "{} matches no object; the nearest place that exists is s3://bucket/in/"),
+        ("in/nowhere/", "nothing exists below {}; the nearest place that exists is s3://bucket/in/"),
+        (
+            "in/dee",
+            "{} names no object, and nothing exists below it; the nearest place that exists is s3://bucket/in/",
+        ),
+        (
+            "in/hidden/",
+            "all below {} is skipped, as names with '.' or '_' before or '~' behind are; the nearest place that exists is s3://bucket/in/",
+        ),
+        ("out/*", "{} matches no object; of its path nothing exists in s3://bucket/"),
     ],
 )
-def test_a_uri_that_names_nothing_is_refused(key: str, nearest: str) -> None:
-    """The message says how far the path is right."""
-    store = bucket({"in/deep/a.fasta": b"x"})
+def test_a_uri_that_names_nothing_is_refused(key: str, message: str) -> None:
+    """The message says what is not there (an object, a match, anything below), and how far the path is right."""
+    store = bucket({"in/deep/a.fasta": b"x", "in/hidden/_SUCCESS": b""})
 
     with pytest.raises(SpecError) as caught:
         listed(store, "in/deep/a.fasta", key)
 
-    assert str(caught.value) == f"input.uris: 's3://bucket/{key}' names no object; {nearest}"
+    assert str(caught.value) == "input.uris: " + message.format(f"'s3://bucket/{key}'")
 
 
 def test_a_path_that_names_nothing_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.STOPS,
             summary="The controller does not accept the run as it is written.",
             evidence=accepted.message,
-            fix=_INPUT_FIX
+            fix=_input_fix(run)
             if _is_of_input(accepted.message)
             else _ACCEPTED_FIXES.get(accepted.reason, "kubectl edit irun {0} -n {1}").format(run.name, run.namespace),
         )
@@ -92,7 +92,13 @@ _ACCEPTED_FIXES = {
 }
 
 
-_INPUT_FIX = "put the objects there, or correct spec.input.uris in a new run: the input of a run cannot be changed"
+def _input_fix(run: Run) -> str:
+    if run.num_shards:
+        return "put the objects there: the input of a run that has begun stays what it is; another input is another run"
+    return (
+        f"kubectl edit irun {run.name} -n {run.namespace}: correct spec.input, which is accepted while nothing is planned "
+        "yet; or put the objects there, the controller looks again within a minute"
+    )
 
 
 def _is_of_input(message: str) -> bool:
@@ -137,7 +143,7 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.STOPS,
             summary="The input cannot be listed.",
             evidence=store.input_problem,
-            fix=_INPUT_FIX,
+            fix=_input_fix(run),
         )
     if store.skew_s is not None and abs(store.skew_s) > SKEW_S:
         yield Finding(

@@ -179,7 +179,13 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         ),
         "NotAcceptedSpecError",
         Severity.STOPS,
-        "correct spec.input.uris in a new run",
+        "kubectl edit irun swissprot -n proteins: correct spec.input",
+    ),
+    "input that is gone": (
+        make_facts(make_run(conditions=condition("Accepted", "False", "SpecError", "input.uris: names no object"))),
+        "NotAcceptedSpecError",
+        Severity.STOPS,
+        "put the objects there",
     ),
     "output in use": (
         make_facts(make_run(conditions=condition("Accepted", "False", "OutputInUse", "run a/b works on it"))),
@@ -211,7 +217,7 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         make_facts(make_run(num_shards=0), store=Store(input_problem="names no object")),
         "InputMissing",
         Severity.STOPS,
-        "spec.input.uris",
+        "correct spec.input, which is accepted",
     ),
     "clock": (make_facts(store=Store(skew_s=-600)), "ClockSkew", Severity.HINDERS, "10 min 00 s behind"),
     "queue": (

@@ -216,7 +216,7 @@ def test_an_input_that_names_nothing_is_found(tmp_path: Path) -> None:
         "spec": {"input": {"uris": [f"{tmp_path}/*.fasta"]}, "output": {"uri": str(tmp_path / "out")}},
     }
 
-    assert "names no object" in look_at_store(run).input_problem
+    assert "matches no object" in look_at_store(run).input_problem
 
 
 @pytest.mark.parametrize("kind", ["memory", "local"])
