@@ -14,7 +14,7 @@ from contract.store.commit import Committer
 from contract.store.errors import AccessDenied, StoreError, UnsuitableStore
 from contract.store.inputs import OpenStore, list_inputs
 from contract.store.measured import MeasuredStore
-from contract.store.open import normalised_uri, open_store
+from contract.store.open import is_path, is_relative, normalised_uri, open_store
 from contract.store.protocol import ObjectStore
 from controller import api, ledger
 from controller.api import InferenceRun, Resume
@@ -29,6 +29,11 @@ REFUSED_S = 60.0
 STORE_BUDGET_S = 60.0
 """For one operation on an output. Shorter than a worker's: nothing is lost by looking again later, and whoever waits holds a
 thread that runs on other stores may need (`Settings.store_threads`)."""
+_BUCKETS = "use s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+_OF_PATHS = (
+    f"a path is one in the controller's pod: {_BUCKETS}, or mount one volume there in the controller "
+    "(controller.extraVolumes of the chart) and in all workers (spec.workers.template)"
+)
 _PERMANENT = (SpecError, IncompatibleRun, Corrupt, NewerFormat, AccessDenied, UnsuitableStore)
 """What opening a run may meet that time alone does not mend."""
 
@@ -73,6 +78,7 @@ class RunOpener:
         """The run that the resource describes, its output normalised; raises Refused."""
         try:
             run = api.parse_run(self._resource.current)
+            _refuse_relative_paths(run)
             uri = normalised_uri(run.spec.output.uri)
         except SpecError as error:
             raise Refused(ConditionType.ACCEPTED, "Invalid", str(error), retry_s=None) from error
@@ -122,7 +128,11 @@ class RunOpener:
             )
         except _PERMANENT as error:
             kind = ConditionType.ACCEPTED if isinstance(error, (SpecError, IncompatibleRun)) else ConditionType.PLANNED
-            raise Refused(kind, type(error).__name__, str(error), retry_s=REFUSED_S) from error
+            if isinstance(error.__cause__, OSError):
+                message = _path_refusal(run, error, error.__cause__)
+                raise Refused(ConditionType.ACCEPTED, "PathUnusable", message, retry_s=REFUSED_S) from error
+            hint = f"; {_OF_PATHS}" if isinstance(error, SpecError) and any(map(is_path, run.spec.input.uris)) else ""
+            raise Refused(kind, type(error).__name__, f"{error}{hint}", retry_s=REFUSED_S) from error
         except StoreError as error:
             raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
         self._opened, self._opened_for, self._opened_as = opened, run.resource_generation, _asked(run)
@@ -141,6 +151,25 @@ class RunOpener:
         noted = replace(noted, restart_from=record.generation)
         await self._resource.write_status({"memory": ledger.to_text(noted)})
         return noted
+
+
+def _refuse_relative_paths(run: InferenceRun) -> None:
+    """Raise SpecError for paths that would mean another place in each pod. An output is kept as an absolute one."""
+    spec = run.spec
+    named = {"spec.output.uri": spec.output.uri} | {
+        f"spec.input.uris[{position}]": uri for position, uri in enumerate(spec.input.uris)
+    }
+    problems = [f"{name}: {uri!r} is a relative path; {_BUCKETS}" for name, uri in named.items() if is_relative(uri)]
+    if problems:
+        raise SpecError("\n".join(problems))
+
+
+def _path_refusal(run: InferenceRun, error: Exception, cause: OSError) -> str:
+    """What is said of a directory that the controller's pod cannot use: the field, the system's own words, the remedy."""
+    output, where = run.spec.output.uri.removeprefix("file://"), str(cause.filename or "")
+    is_output = is_path(run.spec.output.uri) and (output.startswith(where) or where.startswith(output))
+    field = f"spec.output.uri: {output}" if is_output else "spec.input.uris: a path"
+    return f"{field} cannot be used by the controller: {cause.strerror or error} ({where}); {_OF_PATHS}"
 
 
 def _asked(run: InferenceRun) -> object:

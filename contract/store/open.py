@@ -48,6 +48,17 @@ def normalised_uri(uri: str) -> str:
     return f"{scheme}://{rest.rstrip('/')}"
 
 
+def is_path(uri: str) -> bool:
+    """Whether it names files, `file:` or not. Pure."""
+    match = _SCHEME.match(uri)
+    return match is None or match[1].lower() == "file"
+
+
+def is_relative(uri: str) -> bool:
+    """Whether it is a path that means another place to a process with another working directory. Pure."""
+    return is_path(uri) and not re.sub(r"^file:", "", uri, flags=re.IGNORECASE).startswith("/")
+
+
 def split_object_uri(uri: str) -> tuple[str, str]:
     """(URI of the store to open, key in it) of one object.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,49 @@ def test_scaling_lists_no_input(tmp_path: Path) -> None:
 
             assert all(item["status"] == "True" for item in found.status["conditions"] if item["type"] == "Accepted")
             assert found.status["shards"]["total"] == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        ({"output": {"uri": "out"}}, "Invalid", "spec.output.uri: 'out' is a relative path; use s3://BUCKET/PREFIX"),
+        (
+            {"input": {"uris": ["s3://bucket/in/", "in.fasta"]}},
+            "Invalid",
+            "spec.input.uris[1]: 'in.fasta' is a relative path; use s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+        ),
+        (
+            {"output": {"uri": "{}/in.fasta/out"}},
+            "PathUnusable",
+            "spec.output.uri: {}/in.fasta/out cannot be used by the controller: Not a directory",
+        ),
+        (
+            {"input": {"uris": ["/nowhere"]}},
+            "SpecError",
+            "a path is one in the controller's pod: use s3://BUCKET/PREFIX",
+        ),
+    ],
+    ids=["relative output", "relative input", "output that cannot be made", "input that is not there"],
+)
+def test_a_path_that_pods_do_not_have_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str, words: str
+) -> None:
+    """Not accepted, with the field and the remedy, instead of the system's own words alone."""
+
+    async def scenario() -> None:
+        spec = json.loads(json.dumps(changes).replace("{}/", f"{tmp_path}/"))
+        async with bench(tmp_path, spec) as found:
+            refusal = await found.until(
+                lambda: [item for item in found.status.get("conditions") or [] if item["status"] == "False"],
+                "a refusal",
+            )
+
+            assert [(item["type"], item["reason"]) for item in refusal] == [("Accepted", reason)]
+            assert words.replace("{}/", f"{tmp_path}/") in refusal[0]["message"]
+            assert "gs://BUCKET/PREFIX" in refusal[0]["message"]
+            assert not found.pods
 
     asyncio.run(scenario())
 

@@ -9,7 +9,7 @@ import pytest
 from contract.errors import SpecError
 from contract.store.gcs import GcsStore
 from contract.store.local import LocalStore
-from contract.store.open import normalised_uri, open_store, split_object_uri
+from contract.store.open import endpoint_of, is_path, is_relative, normalised_uri, open_store, split_object_uri
 from contract.store.s3 import S3Store
 
 
@@ -107,3 +107,31 @@ def test_the_scheme_decides() -> None:
     assert isinstance(open_store("s3://bucket/prefix"), S3Store)
     assert isinstance(open_store("gs://bucket/prefix"), GcsStore)
     assert isinstance(open_store("data"), LocalStore)
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_file", "means_another_place_elsewhere"),
+    [
+        ("s3://bucket/out", False, False),
+        ("gs://bucket/out", False, False),
+        ("/data/out", True, False),
+        ("file:///data/out", True, False),
+        ("out", True, True),
+        ("./out", True, True),
+        ("file:out", True, True),
+    ],
+)
+def test_paths_are_told_from_buckets(uri: str, is_file: bool, means_another_place_elsewhere: bool) -> None:  # noqa: FBT001
+    """And those that depend on the working directory from those that do not."""
+    assert (is_path(uri), is_relative(uri)) == (is_file, means_another_place_elsewhere)
+
+
+def test_the_endpoint_of_a_store_is_where_its_requests_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the environment names it; a directory has none."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:9000")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", "https://private.example")
+
+    found = [endpoint_of(open_store(uri)) for uri in ("s3://bucket", "gs://bucket", "/data")]
+
+    assert found == ["http://store:9000", "https://private.example", ""]
