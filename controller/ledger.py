@@ -71,7 +71,16 @@ def to_text(ledger: Ledger) -> str:
 
 
 def from_status(status: Mapping[str, Any]) -> Ledger:
-    """The ledger in the status of a run; an empty one when there is none, or none that can be read."""
+    """The ledger in the status of a run; an empty one when there is none, or none that can be read: then it is logged."""
+    try:
+        return read(status)
+    except Corrupt as error:
+        logger.warning("status.memory cannot be read; counting anew", extra={"detail": str(error)})
+        return Ledger()
+
+
+def read(status: Mapping[str, Any]) -> Ledger:
+    """The ledger in the status of a run; an empty one when there is none. Raises Corrupt when it cannot be read."""
     text = status.get("memory") or ""
     if not text:
         return Ledger()
@@ -83,9 +92,8 @@ def from_status(status: Mapping[str, Any]) -> Ledger:
         conditions = tuple(
             codec.from_fields(Condition, item, where="status.conditions") for item in status.get("conditions") or ()
         )
-    except (Corrupt, ValueError, zlib.error) as error:
-        logger.warning("status.memory cannot be read; counting anew", extra={"detail": str(error)})
-        return Ledger()
+    except (ValueError, zlib.error) as error:
+        raise Corrupt(f"status.memory: {error}") from error
     return replace(ledger, memory=replace(ledger.memory, conditions=conditions))
 
 

@@ -58,12 +58,15 @@ def report_lines(facts: Facts, findings: Sequence[Finding]) -> list[str]:
         lines.append("Nothing is wrong, as far as can be seen.")
     for number, item in enumerate(findings, start=1):
         lines += ["", f"{number}. [{item.severity}] {item.summary}"]
-        if item.evidence:
-            lines.append(f"   seen: {item.evidence}")
-        lines.append(f"   do:   {item.fix}")
+        lines += _indented("   seen: ", item.evidence) + _indented("   do:   ", item.fix)
     if facts.unseen:
         lines += ["", "Not looked at:", *(f"   {item}" for item in facts.unseen)]
     return lines
+
+
+def _indented(label: str, text: str) -> list[str]:
+    """Text of any number of lines below each other, behind a label; nothing for nothing."""
+    return [f"{' ' * len(label) if number else label}{line}" for number, line in enumerate(text.splitlines())]
 
 
 def headline(facts: Facts) -> str:

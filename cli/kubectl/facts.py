@@ -5,15 +5,22 @@ None stands for what could not be looked at, never for what is not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from contract.errors import Corrupt
+from contract.logs import STORE_BACK, STORE_SILENT
 from contract.manifest import parse_stamp
 from contract.names import API_VERSION, CONTAINER_WORKER, FailureClass
-from controller import ledger
+from controller import ledger, pods
+from controller.memory import RunMemory
 from controller.status import RunStatus, status_fields
+
+IDLE_S = 30.0
+"""A worker that has run for so long has read the plan and taken a shard, if there is one to take."""
 
 SPEC_FIELDS = frozenset(
     {
@@ -69,6 +76,24 @@ class Deployment:
     name: str
     wanted: int
     ready: int
+    problem: str = ""
+    """Why its pods cannot be made, in the API server's words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerPod:
+    """A pod of a controller that is not ready."""
+
+    namespace: str
+    name: str
+    image: str = ""
+    """Of the container that is told of."""
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    last_end: str = ""
+    """How its container ended last: exit code, reason, message; empty = it has not."""
+    unscheduled: str = ""
+    """Why no node takes it, in the scheduler's words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +158,13 @@ class Run:
     """The newest at the end."""
     probe_at: datetime | None = None
     """When a run whose breaker is open tries one worker; None = it is closed."""
+    num_running_shards: int = 0
+    begun_at: datetime | None = None
+    """When it was planned, or somebody stepped in last: resumed it, changed its spec, had it retried. None = unknown."""
+    failing_since: datetime | None = None
+    """First failure that counts and was followed by no progress; None = there is none."""
+    idle: Mapping[str, datetime] = field(default_factory=dict)
+    """Workers that run and hold no shard: since when the controller has seen them so, by the pods' uids."""
 
     @property
     def is_over(self) -> bool:
@@ -146,6 +178,7 @@ class Pod:
 
     name: str
     created_at: datetime
+    uid: str = ""
     node: str = ""
     """Empty = not placed yet."""
     gates: tuple[str, ...] = ()
@@ -153,8 +186,12 @@ class Pod:
     is_refused_by_scheduler: bool = False
     scheduler_message: str = ""
     is_running: bool = False
+    """Whether the worker container runs."""
+    running_init: str = ""
+    """Name of the init container that keeps the worker waiting; empty = none runs."""
     has_ended: bool = False
     image: str = ""
+    """Of the container that waits, else of the worker."""
     waiting_reason: str = ""
     waiting_message: str = ""
     deletion_at: datetime | None = None
@@ -210,6 +247,8 @@ class Store:
 
     problem: str = ""
     """Why it could not be used; empty when it could."""
+    is_in_pods: bool = False
+    """It is a path, which the cluster's pods may have and this machine has not."""
     is_unsuitable: bool = False
     """It ignores conditions on writes: the problem is the store's, whoever asks."""
     input_problem: str = ""
@@ -221,6 +260,19 @@ class Store:
     """Pending, and not to be claimed before some instant."""
     next_claim_at: datetime | None = None
     """The first of these instants."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """What a worker's log says last of a store that does not answer."""
+
+    pod: str
+    store: str
+    """URI."""
+    endpoint: str
+    silent_s: float
+    """For how long, when it said so."""
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,10 +289,26 @@ class Facts:
     nodes: tuple[Node, ...] | None = None
     events: tuple[Event, ...] | None = None
     store: Store | None = None
+    controller_pods: tuple[ControllerPod, ...] = ()
+    """Those that are not ready, as far as they were looked at."""
+    silences: tuple[Silence, ...] = ()
+    """Of workers without a shard."""
     denied: tuple[str, ...] = ()
     """What the user may not do, of what the plug-in's commands need: `patch inferenceruns`."""
     unseen: tuple[str, ...] = ()
     """What could not be looked at, and why."""
+
+
+def without_shard(run: Run, pods: Sequence[Pod], now: datetime) -> dict[Pod, float]:
+    """Workers that have held no shard for IDLE_S, and for how many seconds, though shards are free. Pure."""
+    if run.desired <= run.num_running_shards:  # the controller wants workers only for shards that are held or free
+        return {}
+    idle_s = {
+        pod: (now - run.idle[pod.uid]).total_seconds()
+        for pod in pods
+        if pod.uid in run.idle and pod.is_running and pod.deletion_at is None
+    }
+    return {pod: seconds for pod, seconds in idle_s.items() if seconds >= IDLE_S}
 
 
 def read_definition(found: Mapping[str, Any]) -> Definition:
@@ -270,11 +338,40 @@ def read_lease(found: Mapping[str, Any]) -> Lease:
 
 def read_deployment(found: Mapping[str, Any]) -> Deployment:
     """From a Deployment."""
+    status = found.get("status") or {}
+    conditions = {item.get("type"): item for item in status.get("conditions") or []}
+    failure = conditions.get("ReplicaFailure") or {}
     return Deployment(
         namespace=found["metadata"]["namespace"],
         name=found["metadata"]["name"],
         wanted=int((found.get("spec") or {}).get("replicas") or 0),
-        ready=int((found.get("status") or {}).get("readyReplicas") or 0),
+        ready=int(status.get("readyReplicas") or 0),
+        problem=(failure.get("message") or "") if failure.get("status") == "True" else "",
+    )
+
+
+def read_controller_pod(found: Mapping[str, Any]) -> ControllerPod | None:
+    """From a pod of a controller; None when it is ready, or on its way out."""
+    metadata, status = found["metadata"], found.get("status") or {}
+    conditions = {item.get("type"): item for item in status.get("conditions") or []}
+    if (conditions.get("Ready") or {}).get("status") == "True" or metadata.get("deletionTimestamp"):
+        return None
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    worst = next(
+        (item for item in statuses if (item.get("state") or {}).get("waiting")), statuses[-1] if statuses else {}
+    )
+    waiting = (worst.get("state") or {}).get("waiting") or {}
+    ended = (worst.get("state") or {}).get("terminated") or (worst.get("lastState") or {}).get("terminated") or {}
+    scheduled = conditions.get("PodScheduled") or {}
+    words = (f"exit {ended.get('exitCode')}", ended.get("reason"), *(ended.get("message") or "").splitlines()[-1:])
+    return ControllerPod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        image=worst.get("image") or "",
+        waiting_reason=waiting.get("reason") or "",
+        waiting_message=waiting.get("message") or "",
+        last_end=", ".join(filter(None, words)) if ended else "",
+        unscheduled=(scheduled.get("message") or "") if scheduled.get("status") == "False" else "",
     )
 
 
@@ -284,10 +381,16 @@ def read_run(found: Mapping[str, Any]) -> Run:
     workers, capacity = spec.get("workers") or {}, (spec.get("workers") or {}).get("capacity") or {}
     counts, shards = status.get("workers") or {}, status.get("shards") or {}
     progress, restarts = status.get("progress") or {}, status.get("restarts") or {}
+    created_at = datetime.fromisoformat(metadata["creationTimestamp"])
+    try:
+        memory = ledger.read(status).memory
+        begun_at, failing_since = memory.started_at, min((item.at for item in memory.deaths), default=None)
+    except Corrupt:  # of another version, or damaged: any failure may be one of now
+        memory, begun_at, failing_since = RunMemory(), None, created_at
     return Run(
         name=metadata["name"],
         namespace=metadata["namespace"],
-        created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
+        created_at=created_at,
         output_uri=(spec.get("output") or {}).get("uri") or "",
         generation=int(metadata.get("generation") or 1),
         observed_generation=status.get("observedGeneration") if status else None,
@@ -333,7 +436,11 @@ def read_run(found: Mapping[str, Any]) -> Run:
             )
             for item in status.get("lastFailures") or []
         ),
-        probe_at=ledger.from_status(status).memory.breaker.retry_at,
+        probe_at=memory.breaker.retry_at,
+        num_running_shards=int(shards.get("running") or 0),
+        begun_at=begun_at,
+        failing_since=failing_since,
+        idle={item.uid: item.since for item in memory.idle},
     )
 
 
@@ -343,31 +450,53 @@ def read_pod(found: Mapping[str, Any]) -> Pod:
     scheduled: Mapping[str, Any] = next(
         (item for item in status.get("conditions") or [] if item.get("type") == "PodScheduled"), {}
     )
-    states = [
-        item.get("state") or {}
-        for item in (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
-        if item.get("name") == CONTAINER_WORKER or item in (status.get("initContainerStatuses") or [])
-    ]
-    waiting: Mapping[str, Any] = next((item["waiting"] for item in states if item.get("waiting")), {})
-    worker: Mapping[str, Any] = next(
-        (item for item in spec.get("containers") or [] if item.get("name") == CONTAINER_WORKER), {}
-    )
+    seen = pods.read_pod(found)
+    inits = status.get("initContainerStatuses") or []
+    # Whichever comes first keeps the others from starting; the worker itself waits for them without a word of its own.
+    waiting = next((item.get("name") for item in inits if (item.get("state") or {}).get("waiting")), CONTAINER_WORKER)
+    containers = (*(spec.get("initContainers") or []), *(spec.get("containers") or []))
+    images = {item.get("name"): item.get("image") or "" for item in containers}
+    running = [item.get("name") for item in inits if "running" in (item.get("state") or {})]
     is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return Pod(
         name=metadata["name"],
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
-        node=spec.get("nodeName") or "",
+        uid=seen.uid,
+        node=seen.node,
         gates=tuple(item.get("name") or "" for item in spec.get("schedulingGates") or []),
         is_refused_by_scheduler=is_refused,
         scheduler_message=(scheduled.get("message") or "") if is_refused else "",
-        is_running=any("running" in item for item in states),
-        has_ended=status.get("phase") in {"Succeeded", "Failed"} or any(item.get("terminated") for item in states[-1:]),
-        image=worker.get("image") or "",
-        waiting_reason=waiting.get("reason") or "",
-        waiting_message=waiting.get("message") or "",
-        deletion_at=_instant(metadata.get("deletionTimestamp")),
+        is_running=seen.is_running,
+        running_init="" if seen.is_running or not running else running[-1],
+        has_ended=seen.has_ended,
+        image=images.get(waiting) or images.get(CONTAINER_WORKER, ""),
+        waiting_reason=seen.waiting_reason,
+        waiting_message=seen.waiting_message,
+        deletion_at=seen.deletion_at,
         required_labels=tuple(_required_labels(spec)),
     )
+
+
+def read_silence(pod: str, lines: Iterable[bytes]) -> Silence | None:
+    """From a worker's log: the store that does not answer, if that is the last it said of it."""
+    found: Silence | None = None
+    for line in lines:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        phrase = said.get("message") if isinstance(said, dict) else None
+        if phrase == STORE_SILENT:
+            found = Silence(
+                pod=pod,
+                store=str(said.get("store") or ""),
+                endpoint=str(said.get("endpoint") or ""),
+                silent_s=float(said.get("silent_s") or 0),
+                detail=str(said.get("detail") or ""),
+            )
+        elif phrase == STORE_BACK:
+            found = None
+    return found
 
 
 def read_node(found: Mapping[str, Any]) -> Node:

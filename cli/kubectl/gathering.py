@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cli.kubectl import facts
-from cli.kubectl.api import CRD_NAME, Api, ApiRefused, Forbidden, Object, ObjectMissing, core_path, group_path
-from cli.kubectl.facts import Definition, Deployment, Event, Facts, HeldShard, Lease, Node, Pod, Store
+from cli.kubectl.api import (
+    CRD_NAME,
+    Api,
+    ApiRefused,
+    ApiUnreachable,
+    Forbidden,
+    Object,
+    ObjectMissing,
+    core_path,
+    group_path,
+)
+from cli.kubectl.facts import (
+    ControllerPod,
+    Definition,
+    Deployment,
+    Event,
+    Facts,
+    HeldShard,
+    Lease,
+    Node,
+    Pod,
+    Silence,
+    Store,
+)
 from cli.kubectl.options import Access
-from cli.kubectl.runs import find_run, output_uri, pods_of
+from cli.kubectl.runs import find_run, output_uri, pods_of, written_output
 from cli.output import current_time, new_commit_id, open_output, read_manifests
 from cli.status import is_stale, last_commit_at
 from contract.errors import InferenceRunError, SpecError
 from contract.layout import PROBE_PREFIX, RUN_KEY
 from contract.manifest import ShardManifest, ShardStatus
-from contract.names import API_GROUP, API_VERSION
+from contract.names import API_GROUP, API_VERSION, CONTAINER_WORKER
 from contract.store.errors import StoreError, UnsuitableStore
 from contract.store.inputs import list_inputs
-from contract.store.open import open_store
+from contract.store.open import is_path, is_relative, open_store
 from contract.store.probe import probe
 from contract.store.protocol import ObjectStore
 
@@ -29,6 +51,10 @@ STORE_PATIENCE_S = 20.0
 """A store that has not answered by then is not looked at."""
 OPERATOR = "inferencerun"
 """In the name of each Lease of the operator, unless the chart's fullnameOverride says otherwise."""
+LOGS_READ = 3
+"""Workers whose logs are looked at."""
+LOG_LINES = 200
+"""Of each."""
 _CONTROLLERS = "app.kubernetes.io/part-of=inferencerun-operator,app.kubernetes.io/component=controller"
 OPERATOR_NAMESPACES = ("inferencerun", "inferencerun-operator", "default")
 """Where to look when the whole cluster may not be looked at."""
@@ -66,12 +92,14 @@ def gather(access: Access, run_name: str | None, *, operator_namespace: str | No
         "definition": definition,
         "deployments": deployments,
         "leases": look.leases(deployments or ()),
+        "controller_pods": look.controller_pods(deployments or ()),
         "denied": look.denied(),
     }
     if run is None:
         return Facts(now=current_time(), **common, unseen=tuple(look.unseen))
     parsed = facts.read_run(run)
     pods = look.pods(run)
+    silences = look.silences(facts.without_shard(parsed, pods or (), current_time()))
     events = look.events(run, pods)
     store = _within(STORE_PATIENCE_S, lambda: look_at_store(run)) if with_store and not parsed.is_over else None
     return Facts(
@@ -82,6 +110,7 @@ def gather(access: Access, run_name: str | None, *, operator_namespace: str | No
         nodes=look.nodes(),
         events=events,
         store=store,
+        silences=silences,
         unseen=tuple(look.unseen),
     )
 
@@ -133,6 +162,31 @@ class _Looks:
             if is_named or OPERATOR in item["metadata"]["name"] or item["metadata"]["name"] in names
         )
 
+    def controller_pods(self, deployments: Sequence[Deployment]) -> tuple[ControllerPod, ...]:
+        """Pods of controllers that are not ready, where their Deployments have too few."""
+        places = dict.fromkeys(item.namespace for item in deployments if item.ready < item.wanted)
+        if not places:
+            return ()
+        found = self._operators("the controllers' pods", "", "pods", places=[*places], labelSelector=_CONTROLLERS)
+        return tuple(pod for pod in map(facts.read_controller_pod, found or ()) if pod is not None)
+
+    def silences(self, idle: Iterable[Pod]) -> tuple[Silence, ...]:
+        """What workers without a shard say of a store that is silent; some say as much as all."""
+        found: list[Silence] = []
+        for pod in sorted(idle, key=lambda item: item.name)[:LOGS_READ]:
+            path = core_path(self._access.namespace, "pods", pod.name, "log")
+            try:
+                lines = self._api.lines(path, container=CONTAINER_WORKER, tailLines=str(LOG_LINES))
+                said = facts.read_silence(pod.name, lines)
+            except ObjectMissing:
+                continue  # gone meanwhile
+            except (ApiRefused, ApiUnreachable) as error:  # the API server asks the node, which may not answer
+                self.unseen.append(f"the log of {pod.name}: {error}")
+                break
+            if said is not None:
+                found.append(said)
+        return tuple(found)
+
     def _operators(
         self, what: str, group: str, kind: str, *, places: Sequence[str] = (), **query: str
     ) -> list[Object] | None:
@@ -141,7 +195,8 @@ class _Looks:
         found: list[Object] = []
         for namespace in places or ("", *dict.fromkeys((*OPERATOR_NAMESPACES, self._access.namespace))):
             try:
-                found += self._api.list_all(group_path(group, namespace, kind), **query)
+                path = group_path(group, namespace, kind) if group else core_path(namespace, kind)
+                found += self._api.list_all(path, **query)
             except ApiRefused as error:
                 problem = problem or error
                 continue
@@ -205,9 +260,10 @@ class _Looks:
 def look_at_store(run: Object) -> Store:
     """The output's store, and the input, with the user's own credentials."""
     try:
-        uri = output_uri(run)
-        if uri.startswith("file:") and not Path(uri.removeprefix("file://")).is_dir():
-            return Store(problem=f"{uri} is a path in the worker pods")
+        written, uri = written_output(run), output_uri(run)
+        if is_relative(written) or (is_path(uri) and not Path(uri.removeprefix("file://")).is_dir()):
+            # As it is written: what it would be in our own working directory is no place of the run's.
+            return Store(problem=f"{written} is a path in the worker pods", is_in_pods=True)
         store = open_store(uri)
         has_begun = any(item.key == RUN_KEY for item in store.list(RUN_KEY))
         skew_s = None
@@ -250,6 +306,8 @@ def clock_skew_s(store: ObjectStore, nonce: str) -> float | None:
 
 def _input_problem(run: Object) -> str:
     uris = ((run.get("spec") or {}).get("input") or {}).get("uris") or []
+    if any(map(is_path, uris)) and not is_path(written_output(run)):
+        return ""  # files of the pods, which this machine has not
     try:
         list_inputs(uris, shard_bytes=1 << 62)  # no object is so large that it would have to be looked into
     except SpecError as error:
@@ -274,7 +332,14 @@ def _held(manifest: ShardManifest, now: datetime) -> HeldShard:
 def _within(seconds: float, look: Callable[[], Store]) -> Store:
     """What `look` gives, or that it took too long: a store behind a firewall answers nothing for minutes."""
     found: list[Store] = []
-    thread = threading.Thread(target=lambda: found.append(look()), name="store", daemon=True)
+
+    def seen() -> None:
+        try:
+            found.append(look())
+        except Exception as error:  # noqa: BLE001  (whatever keeps a look from its end is a fact, not our end)
+            found.append(Store(problem=f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=seen, name="store", daemon=True)
     thread.start()
     thread.join(seconds)
     return found[0] if found else Store(problem=f"it has not answered within {seconds:g} s")

@@ -33,7 +33,12 @@ def find_run(access: Access, name: str) -> Object:
 
 def output_uri(run: Mapping[str, Any]) -> str:
     """Where the run writes, normalised. Raises SpecError when its spec says nothing usable."""
-    return normalised_uri(((run.get("spec") or {}).get("output") or {}).get("uri") or "")
+    return normalised_uri(written_output(run))
+
+
+def written_output(run: Mapping[str, Any]) -> str:
+    """`spec.output.uri` as somebody wrote it; empty when it is missing."""
+    return ((run.get("spec") or {}).get("output") or {}).get("uri") or ""
 
 
 def pods_of(access: Access, run: Mapping[str, Any]) -> list[Object]:

@@ -25,7 +25,7 @@ def ended(run: Run) -> Iterator[Finding]:
             code=f"Failed{reason}",
             severity=Severity.STOPS,
             summary="The run has given up; what is committed stays.",
-            evidence=" | ".join(filter(None, [message, failure_text(run.last_failures)])),
+            evidence=" | ".join(filter(None, [message, failure_text(run.last_failures, told=message)])),
             fix=_FAILED_FIXES.get(
                 reason, "kubectl inferencerun failures {0} -n {1}; mend it, then kubectl inferencerun retry {0} -n {1}"
             ).format(run.name, run.namespace),
@@ -88,6 +88,8 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
 _ACCEPTED_FIXES = {
     "Immutable": "make another run: kubectl get irun {0} -n {1} -o yaml, with a new name and output",
     "IncompatibleRun": "choose another spec.output.uri, or set spec.resume: Restart to open a new generation there",
+    "PathUnusable": "kubectl edit irun {0} -n {1}: spec.output.uri and spec.input.uris in a bucket, s3://BUCKET/PREFIX or "
+    "gs://BUCKET/PREFIX",
     "OutputInUse": "wait for the other run, delete it, or choose another spec.output.uri in a new run",
 }
 
@@ -126,6 +128,14 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
             summary="The store does not honour conditions on writes, so workers could overwrite each other.",
             evidence=store.problem,
             fix="use another store for spec.output.uri",
+        )
+    elif store.is_in_pods:
+        yield Finding(
+            code="StoreUnseen",
+            severity=Severity.NOTE,
+            summary="The output is a path, and so could not be looked at from here.",
+            evidence=store.problem,
+            fix="use a bucket in another run, unless the same volume is mounted there in the controller and in all workers",
         )
     elif store.problem:
         yield Finding(

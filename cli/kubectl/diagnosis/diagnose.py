@@ -11,7 +11,7 @@ from cli.kubectl.diagnosis.finding import Finding, Severity
 from cli.kubectl.diagnosis.installation import installation, not_installed
 from cli.kubectl.diagnosis.placement import queue, unplaced
 from cli.kubectl.diagnosis.pods import refused, starting, stuck, waiting
-from cli.kubectl.diagnosis.trouble import breaker, failures, shards, silence, waste
+from cli.kubectl.diagnosis.trouble import breaker, failures, idle, shards, silence, waste
 from cli.kubectl.facts import Facts
 
 
@@ -28,6 +28,7 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
     if not run.is_suspended:
         for look in (acceptance, store, queue, refused, unplaced, waiting, stuck, breaker):
             found.extend(look(facts, run))
+        found.extend(idle(facts, run))
         found.extend(failures(facts, run))
         found.extend(silence(facts, run))
         found.extend(shards(facts, run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,21 @@ from cli.kubectl.facts import Event, Failure
 
 RECENT = timedelta(minutes=15)
 """How long an event or a failure explains what is seen now."""
+
+
+MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
+"""The kubelet's words for an object that a pod needs."""
+IMAGE_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+"""Reasons of a container that waits for its image."""
 
 
 class Severity(StrEnum):
@@ -34,9 +50,9 @@ class Finding:
     summary: str
     """What is wrong, in a sentence."""
     evidence: str
-    """What was seen; empty when the summary says it all."""
+    """What was seen; empty when the summary says it all. May have several lines."""
     fix: str
-    """The command that mends it, or what to do."""
+    """The command that mends it, or what to do. May have several lines."""
 
 
 def recent(events: Sequence[Event] | None, now: datetime) -> list[Event]:
@@ -45,14 +61,22 @@ def recent(events: Sequence[Event] | None, now: datetime) -> list[Event]:
     return sorted(found, key=lambda item: item.at or now)
 
 
-def failure_text(failures: Sequence[Failure]) -> str:
-    """The newest, with its advice."""
+def failure_text(failures: Sequence[Failure], *, told: str = "") -> str:
+    """The newest, with its advice; without what `told` says already."""
     if not failures:
         return ""
     last = failures[-1]
     place = f" on {last.node}" if last.node else ""
-    advice = f"; {last.advice}" if last.advice else ""
-    return f"last failure: {last.failure_class}, {last.pod}{place}: {last.evidence}{advice}"
+    more = "; ".join(item for item in (last.evidence, last.advice) if item and item not in told)
+    return f"last failure: {last.failure_class}, {last.pod}{place}" + (f": {more}" if more else "")
+
+
+def in_words(text: str) -> str:
+    """Python's way to write an exception, `KeyError('x')`, as people write it: `KeyError: x`."""
+    return _EXCEPTION.sub(lambda found: f"{found[1]}: {found[3]}", text)
+
+
+_EXCEPTION = re.compile(r"""\b(\w+(?:Error|Exception|Timeout))\((["'])(.*?)\2,?\)""", re.DOTALL)
 
 
 def few(names: Iterable[str]) -> str:

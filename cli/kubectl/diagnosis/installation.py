@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from cli.kubectl.diagnosis.finding import Finding, Severity, age_s
-from cli.kubectl.facts import Facts
+from cli.kubectl.diagnosis.finding import IMAGE_REASONS, MISSING, Finding, Severity, age_s, in_words
+from cli.kubectl.facts import ControllerPod, Facts
 from cli.texts import duration_text
 from contract.names import ConditionType
 
@@ -71,10 +71,19 @@ def _controller(facts: Facts) -> Iterator[Finding]:
                     ]
                     or ["no Lease of a controller exists"]
                 )
-                + (f"; {deployed}" if deployed else ""),
+                + (f"; {deployed}" if deployed else "")
+                + "".join(f"\n{cause}" for cause, _ in _troubles(facts)),
                 fix=_controller_fix(facts),
             )
             return
+        for cause, fix in _troubles(facts)[:1]:
+            yield Finding(
+                code="ControllerPodDown",
+                severity=Severity.HINDERS,
+                summary="A controller does not start: another one leads, and nobody would take over from it.",
+                evidence=cause,
+                fix=fix,
+            )
     elif run is not None and run.observed_generation is None and age_s(run.created_at, now) > UNSEEN_S:
         yield Finding(
             code="NobodyLooks",
@@ -100,8 +109,8 @@ def _controller(facts: Facts) -> Iterator[Finding]:
             code="ControllerError",
             severity=Severity.STOPS,
             summary="The controller fails at this run, by a mistake of its own.",
-            evidence=progressing.message,
-            fix=f"{_controller_log(facts)}, and report what it says",
+            evidence=in_words(progressing.message),
+            fix=f"{_controller_log(facts)}\nand report what it says",
         )
 
 
@@ -125,4 +134,57 @@ def _controller_fix(facts: Facts) -> str:
     first = facts.deployments[0]
     if first.wanted == 0:
         return f"kubectl scale -n {first.namespace} deployment/{first.name} --replicas 2"
+    troubles = _troubles(facts)
+    if troubles:
+        return troubles[0][1]
     return f"kubectl describe pods -n {first.namespace} -l app.kubernetes.io/component=controller; {_controller_log(facts)}"
+
+
+def _troubles(facts: Facts) -> list[tuple[str, str]]:
+    """(what keeps a controller from starting, the command that mends it), each once."""
+    pods = [found for pod in facts.controller_pods if (found := _pod_trouble(pod)) is not None]
+    made = [
+        (
+            f"Deployment {item.namespace}/{item.name} cannot make pods: {item.problem}",
+            f"kubectl describe replicaset -n {item.namespace} -l app.kubernetes.io/component=controller",
+        )
+        for item in facts.deployments or ()
+        if item.problem
+    ]
+    fixes: dict[str, str] = {}
+    for cause, fix in (*pods, *made):
+        fixes.setdefault(fix, cause)
+    return [(cause, fix) for fix, cause in fixes.items()]
+
+
+def _pod_trouble(pod: ControllerPod) -> tuple[str, str] | None:
+    place, reason = f"pod {pod.namespace}/{pod.name}", pod.waiting_reason
+    describe = f"kubectl describe pod {pod.name} -n {pod.namespace}"
+    said = f"{reason}: {pod.waiting_message}" if pod.waiting_message else reason
+    missing = MISSING.search(pod.waiting_message)
+    if pod.unscheduled:
+        return f"{place} gets no node: {pod.unscheduled}", describe
+    if missing is not None:
+        kind, name = missing[1], missing[2]
+        create = "secret generic" if kind == "secret" else "configmap"
+        return (
+            f"{place} cannot start, {kind} {name!r} does not exist: {said}",
+            f"kubectl create {create} {name} -n {pod.namespace} --from-literal=KEY=VALUE",
+        )
+    if reason in IMAGE_REASONS:
+        return (
+            f"{place} cannot start, image {pod.image} cannot be had: {said}",
+            (
+                f"helm upgrade inferencerun-operator charts/inferencerun-operator -n {pod.namespace} --reuse-values "
+                "--set controller.image.repository=REPOSITORY --set controller.image.tag=TAG"
+            ),
+        )
+    if reason == "CrashLoopBackOff" or (pod.last_end and not reason):
+        how = f" (last: {pod.last_end})" if pod.last_end else ""
+        return (
+            f"{place} ends soon after each start{how}: {reason or 'its container has ended'}",
+            f"kubectl logs {pod.name} -n {pod.namespace} --previous",
+        )
+    if reason not in {"", "ContainerCreating", "PodInitializing"}:
+        return f"{place} cannot start: {said}", describe
+    return None

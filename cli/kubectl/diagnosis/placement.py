@@ -6,12 +6,14 @@ Source: https://github.com/kubernetes/kubernetes, pkg/scheduler/framework
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from cli.kubectl.diagnosis.finding import Finding, Severity, age_s, few, recent
 from cli.kubectl.facts import Facts, Node, Pod, Run
 from cli.texts import duration_text
+from contract.names import LABEL_RUN
 
 UNSCHEDULED_S = 30.0
 """A scheduler that is alive has said something of a new pod by then."""
@@ -101,7 +103,8 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
         yield (
             "TaintNotTolerated",
             f"nodes have {named}, which the workers do not tolerate",
-            f"{spec}: add a toleration to spec.workers.template, or choose capacity.provider: gke, eks or karpenter",
+            f"{spec}: add a toleration to spec.workers.template, or choose capacity.provider: gke, eks or karpenter\n"
+            + _renew(run),
         )
     for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", message)):
         if resource != run.gpu_resource:
@@ -109,7 +112,7 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
             yield (
                 "Insufficient",
                 f"no node has enough {resource} left",
-                f"{spec}: lower the workers' requests in spec.workers.template, or add nodes",
+                f"{spec}: lower the workers' requests in spec.workers.template, or add nodes\n{_renew(run)}",
             )
     if "unschedulable" in message:
         num_causes += 1
@@ -124,24 +127,38 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
 
 def _gpu_cause(run: Run, nodes: Sequence[Node] | None, ready: Sequence[Node]) -> tuple[str, str, str]:
     resource = run.gpu_resource
+    on_cpus = "" if run.ready else f"\nor run on CPUs:\n{_on_cpus(run)}"
     if nodes is not None and not any(node.gpus(resource) for node in nodes):
         return (
             "NoGpuNodes",
             f"no node offers {resource}",
-            f"add a GPU node pool with its device plugin (GPU operator); kubectl describe nodes shows {resource} then",
+            (
+                "add a GPU node pool with its device plugin (GPU operator); "
+                f"kubectl describe nodes shows {resource} then{on_cpus}"
+            ),
         )
     largest = max((node.gpus(resource) for node in ready), default=0)
     if nodes is not None and largest < run.gpus_per_worker:
         return (
             "GpusPerWorker",
             f"a worker wants {run.gpus_per_worker} {resource}, and the largest node offers {largest}",
-            f"kubectl edit irun {run.name} -n {run.namespace}: spec.workers.gpusPerWorker",
+            f"kubectl edit irun {run.name} -n {run.namespace}: spec.workers.gpusPerWorker\n{_renew(run)}{on_cpus}",
         )
     return (
         "GpusTaken",
         f"all {resource} are taken",
-        f"wait, add nodes, or kubectl inferencerun scale {run.name} {max(1, run.ready)} -n {run.namespace}",
+        f"wait, add nodes, or kubectl inferencerun scale {run.name} {max(1, run.ready)} -n {run.namespace}{on_cpus}",
     )
+
+
+def _on_cpus(run: Run) -> str:
+    patch = json.dumps({"spec": {"workers": {"gpusPerWorker": 0}}})
+    return f"kubectl patch irun {run.name} -n {run.namespace} --type merge -p '{patch}'\n{_renew(run)}"
+
+
+def _renew(run: Run) -> str:
+    """A worker that waits keeps the requests it was made with; its place is taken by one with the new ones."""
+    return f"kubectl delete pods -n {run.namespace} -l {LABEL_RUN}={run.name} --field-selector status.phase=Pending"
 
 
 def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None, spec: str) -> tuple[str, str, str]:
@@ -154,15 +171,19 @@ def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None, spec: str) ->
         return (
             "NoSpotNodes",
             f"no node has {', '.join(absent)}, as spot nodes of {run.provider} have",
-            f"{spec}: capacity.prefer: onDemand, or onDemandAfterPendingSeconds; or add a spot node pool",
+            f"{spec}: capacity.prefer: onDemand, or onDemandAfterPendingSeconds; or add a spot node pool\n{_renew(run)}",
         )
     if nodes is not None and absent:
         return (
             "LabelsUnmatched",
             f"no node has {', '.join(absent)}",
-            f"{spec}: nodeSelector or affinity of spec.workers.template",
+            f"{spec}: nodeSelector or affinity of spec.workers.template\n{_renew(run)}",
         )
-    return "LabelsUnmatched", "its node selector or affinity leaves none", f"{spec}: spec.workers.template and capacity"
+    return (
+        "LabelsUnmatched",
+        "its node selector or affinity leaves none",
+        f"{spec}: spec.workers.template and capacity\n{_renew(run)}",
+    )
 
 
 def _is_spot(labels: Iterable[str]) -> bool:

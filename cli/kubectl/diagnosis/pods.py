@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cli.kubectl.diagnosis.finding import Finding, Severity, age_s, few, recent
+from cli.kubectl.diagnosis.finding import MISSING, Finding, Severity, age_s, few, recent
 from cli.kubectl.diagnosis.installation import INSTALL
 from cli.kubectl.facts import Facts, Pod, Run
 from cli.texts import duration_text
@@ -116,7 +116,7 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
             item for item in recent(facts.events, facts.now) if item.of == pod.name and item.reason == "FailedMount"
         ]
         text = pod.waiting_message or (mounts[-1].message if mounts else "")
-        missing = re.search(r'(secret|configmap) "([^"]+)" not found', text)
+        missing = MISSING.search(text)
         key = (pod.waiting_reason, missing[2] if missing else pod.image)
         if key in told:
             continue
@@ -223,6 +223,9 @@ def starting(facts: Facts, run: Run, *, is_explained: bool) -> Iterator[Finding]
         code="Starting",
         severity=Severity.HINDERS if waited_s > STARTING_S else Severity.NOTE,
         summary=f"{len(starting)} worker(s) are starting, for {duration_text(waited_s)} now; a large image takes its time.",
-        evidence=few(pod.name for pod in starting),
-        fix=f"wait, or kubectl describe pod {starting[0].name} -n {run.namespace}",
+        evidence=few(
+            f"{pod.name} (its init container {pod.running_init} runs)" if pod.running_init else pod.name
+            for pod in starting
+        ),
+        fix=f"kubectl describe pod {starting[0].name} -n {run.namespace}\nor wait",
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from cli.kubectl.diagnosis.finding import RECENT, Finding, Severity, failure_text
-from cli.kubectl.facts import Facts, Run
+from cli.kubectl.diagnosis.finding import RECENT, Finding, Severity, failure_text, few
+from cli.kubectl.facts import Facts, Run, without_shard
 from cli.texts import duration_text
 from contract.names import ConditionType, FailureClass
 from controller.failure_policy import FREE
@@ -31,32 +31,94 @@ def breaker(facts: Facts, run: Run) -> Iterator[Finding]:
         code="CircuitOpen",
         severity=Severity.STOPS,
         summary=f"The run's circuit breaker is open: its workers failed so often that none is started.{until}",
-        evidence=" | ".join(filter(None, [condition.message, failure_text(run.last_failures)])),
-        fix=f"mend it, then kubectl inferencerun retry {run.name} -n {run.namespace}; a commit of the worker that tries "
-        "closes the breaker, too",
+        evidence=" | ".join(filter(None, [condition.message, failure_text(run.last_failures, told=condition.message)])),
+        fix=f"kubectl inferencerun retry {run.name} -n {run.namespace}\n"
+        "once what is seen is mended; a changed spec, or a commit of the worker that tries, closes the breaker as well",
     )
 
 
 def failures(facts: Facts, run: Run) -> Iterator[Finding]:
-    """Recent failures that count, the newest of each class."""
+    """Recent failures that count, the newest of each class; what was before somebody stepped in is history."""
     condition = run.conditions.get(ConditionType.CIRCUIT_OPEN)
     if condition is not None and condition.status == "True":
         return  # told there
     recent = [
         item
         for item in run.last_failures
-        if item.failure_class not in FREE and item.at is not None and facts.now - item.at <= RECENT
+        if item.failure_class not in FREE
+        and item.at is not None
+        and facts.now - item.at <= RECENT
+        and (run.begun_at is None or item.at >= run.begun_at)
     ]
     newest = {item.failure_class: item for item in recent}
     counts = Counter(item.failure_class for item in recent)
     for kind, item in newest.items():
+        has_progressed = run.failing_since is None or (item.at is not None and item.at < run.failing_since)
+        since = " The run has progressed since." if has_progressed else ""
+        log = f"kubectl inferencerun logs {run.name} -n {run.namespace} --previous --worker {item.pod}"
         yield Finding(
             code=f"Workers{kind}",
-            severity=Severity.HINDERS,
-            summary=f"{counts[kind]} worker(s) ended as {kind} in the last {RECENT.seconds // 60} minutes.",
-            evidence=failure_text((item,)),
-            fix=item.advice or f"kubectl inferencerun failures {run.name} -n {run.namespace}",
+            severity=Severity.NOTE if has_progressed else Severity.HINDERS,
+            summary=f"{counts[kind]} worker(s) ended as {kind} in the last {RECENT.seconds // 60} minutes.{since}",
+            evidence=failure_text((item,), told=item.advice),
+            fix="\n".join(filter(None, [log, item.advice])),
         )
+
+
+SLOW_S = 120.0
+"""A worker on a slow disk may take so long until it asks for a shard."""
+
+
+def idle(facts: Facts, run: Run) -> Iterator[Finding]:
+    """Workers that run and take no shard: most often they cannot reach the store."""
+    idle_s = without_shard(run, facts.pods or (), facts.now)
+    if not idle_s:
+        return
+    waited_s = max(idle_s.values())
+    severity = Severity.HINDERS if run.num_running_shards else Severity.STOPS
+    said = [item for item in facts.silences if item.pod in {pod.name for pod in idle_s}]
+    pod = min(pod.name for pod in idle_s)
+    if said:
+        last = max(said, key=lambda item: item.silent_s)
+        yield Finding(
+            code="StoreUnreached",
+            severity=severity,
+            summary=f"{len(idle_s)} worker(s) have taken no shard for {duration_text(waited_s)}: "
+            "the store does not answer them.",
+            evidence=f"the log of {last.pod}: no answer from {last.store} at {last.endpoint or 'its endpoint'} "
+            f"for {duration_text(last.silent_s)}: {last.detail}",
+            fix=_reach_fix(run, pod, is_s3=last.store.startswith("s3:"), endpoint=last.endpoint),
+        )
+        return
+    yield Finding(
+        code="NoShardTaken",
+        severity=severity if waited_s > SLOW_S else Severity.NOTE,
+        summary=f"{len(idle_s)} worker(s) have taken no shard for {duration_text(waited_s)}, though shards are free.",
+        evidence=few(pod.name for pod in idle_s),
+        fix=f"kubectl inferencerun logs {run.name} -n {run.namespace} --worker {pod}\n"
+        "what it waits for is most often the store",
+    )
+
+
+def _reach_fix(run: Run, pod: str, *, is_s3: bool, endpoint: str) -> str:
+    """What lets workers reach their store."""
+    setting = (
+        f"kubectl edit irun {run.name} -n {run.namespace}",
+        f"a store of your own is asked only if spec.workers.template says where it is (now {endpoint} is asked):",
+        "  spec:",
+        "    containers:",
+        "      - name: worker",
+        '        env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]',
+        f"kubectl delete pod {pod} -n {run.namespace}",
+        "as do all workers that were made before the change: its place is taken by one with the new template",
+    )
+    return "\n".join(
+        (
+            *(setting if is_s3 else ()),
+            f"kubectl get networkpolicy -n {run.namespace}",
+            "the workers' egress to that endpoint must be allowed",
+        )
+    )
 
 
 def silence(facts: Facts, run: Run) -> Iterator[Finding]:

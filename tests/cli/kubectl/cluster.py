@@ -64,10 +64,10 @@ class Server(ApiServer):
         answered = await super().usual(request)
         selector = request.query.get("labelSelector")
         if method == "GET" and selector and isinstance(answered, web.Response) and answered.text:
-            name, _, value = selector.partition("=")
+            wanted = {tuple(item.split("=", 1)) for item in selector.split(",")}
             body = json.loads(answered.text)
             body["items"] = [
-                item for item in body["items"] if (item["metadata"].get("labels") or {}).get(name) == value
+                item for item in body["items"] if wanted <= set((item["metadata"].get("labels") or {}).items())
             ]
             return web.json_response(body)
         return answered

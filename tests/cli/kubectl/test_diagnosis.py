@@ -13,6 +13,7 @@ from cli.kubectl.diagnosis.diagnose import diagnose
 from cli.kubectl.diagnosis.finding import Finding, Severity
 from cli.kubectl.facts import (
     Condition,
+    ControllerPod,
     Definition,
     Deployment,
     Event,
@@ -23,6 +24,7 @@ from cli.kubectl.facts import (
     Node,
     Pod,
     Run,
+    Silence,
     Store,
 )
 
@@ -75,7 +77,8 @@ def make_facts(run: Run | None = None, **changes: Any) -> Facts:
 def make_pod(**changes: Any) -> Pod:
     """A worker that runs."""
     return replace(
-        Pod(name="swissprot-0-0", created_at=ago(600), node="node-a", is_running=True, image="worker:1"), **changes
+        Pod(name="swissprot-0-0", created_at=ago(600), uid="uid", node="node-a", is_running=True, image="worker:1"),
+        **changes,
     )
 
 
@@ -113,6 +116,15 @@ def failure(kind: str = "OutOfMemory", at: datetime | None = None) -> Failure:
 
 IDLE = make_run(active=0, ready=0)
 HALF = make_run(active=1, ready=1)
+UNCLAIMED = make_run(idle={"uid": ago(40)})
+SILENCE = Silence(
+    pod="swissprot-0-0",
+    store="s3://bucket/out",
+    endpoint="https://bucket.s3.amazonaws.com",
+    silent_s=22,
+    detail="plan.json: connect timeout",
+)
+CONTROLLER = ControllerPod(namespace="op", name="ctl-0", image="controller:1")
 
 CASES: dict[str, tuple[Facts, str, Severity, str]] = {
     "definition missing": (
@@ -156,7 +168,7 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         make_facts(make_run(conditions=condition("Progressing", "Unknown", "ControllerError", "KeyError('x')"))),
         "ControllerError",
         Severity.STOPS,
-        "KeyError('x')",
+        "KeyError: x",
     ),
     "rights": (
         make_facts(denied=("patch inferenceruns",)),
@@ -492,10 +504,123 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         "One worker tries in 1 min 30 s.",
     ),
     "failures": (
-        make_facts(make_run(last_failures=(failure(at=ago(200)), failure()))),
+        make_facts(make_run(failing_since=ago(200), last_failures=(failure(at=ago(200)), failure()))),
         "WorkersOutOfMemory",
         Severity.HINDERS,
         "2 worker(s) ended as OutOfMemory",
+    ),
+    "failures before the last progress": (
+        make_facts(make_run(failing_since=None, last_failures=(failure(),))),
+        "WorkersOutOfMemory",
+        Severity.NOTE,
+        "The run has progressed since.",
+    ),
+    "failures in spite of progress elsewhere": (
+        make_facts(make_run(failing_since=ago(60), last_failures=(failure(at=ago(200)), failure()))),
+        "WorkersOutOfMemory",
+        Severity.HINDERS,
+        "kubectl inferencerun logs swissprot -n proteins --previous --worker swissprot-1-3",
+    ),
+    "store that workers do not reach": (
+        make_facts(UNCLAIMED, silences=(SILENCE,)),
+        "StoreUnreached",
+        Severity.STOPS,
+        (
+            "1 worker(s) have taken no shard for 40 s: the store does not answer them. the log of swissprot-0-0: no answer "
+            "from s3://bucket/out at https://bucket.s3.amazonaws.com for 22 s: plan.json: connect timeout"
+        ),
+    ),
+    "what lets workers reach a store": (
+        make_facts(replace(UNCLAIMED, num_running_shards=1), silences=(SILENCE,)),
+        "StoreUnreached",
+        Severity.HINDERS,
+        """kubectl edit irun swissprot -n proteins
+a store of your own is asked only if spec.workers.template says where it is (now https://bucket.s3.amazonaws.com is asked):
+  spec:
+    containers:
+      - name: worker
+        env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]
+""",
+    ),
+    "another store that workers do not reach": (
+        make_facts(UNCLAIMED, silences=(replace(SILENCE, store="gs://bucket/out"),)),
+        "StoreUnreached",
+        Severity.STOPS,
+        " kubectl get networkpolicy -n proteins\n",
+    ),
+    "no shard taken yet": (
+        make_facts(UNCLAIMED),
+        "NoShardTaken",
+        Severity.NOTE,
+        "kubectl inferencerun logs swissprot -n proteins --worker swissprot-0-0",
+    ),
+    "no shard taken for long": (
+        make_facts(replace(UNCLAIMED, idle={"uid": ago(121)})),
+        "NoShardTaken",
+        Severity.STOPS,
+        "have taken no shard for 2 min 01 s, though shards are free",
+    ),
+    "an init container at work": (
+        make_facts(IDLE, pods=(waiting("PodInitializing", running_init="weights", created_at=ago(40)),)),
+        "Starting",
+        Severity.NOTE,
+        "swissprot-0-0 (its init container weights runs)",
+    ),
+    "controller's image": (
+        make_facts(leases=(), controller_pods=(replace(CONTROLLER, waiting_reason="ErrImagePull"),)),
+        "ControllerDown",
+        Severity.STOPS,
+        (
+            "pod op/ctl-0 cannot start, image controller:1 cannot be had: ErrImagePull helm upgrade inferencerun-operator "
+            "charts/inferencerun-operator -n op --reuse-values --set controller.image.repository=REPOSITORY"
+        ),
+    ),
+    "controller's secret": (
+        make_facts(
+            leases=(),
+            controller_pods=(
+                replace(
+                    CONTROLLER,
+                    waiting_reason="CreateContainerConfigError",
+                    waiting_message='secret "store" not found',
+                ),
+            ),
+        ),
+        "ControllerDown",
+        Severity.STOPS,
+        "kubectl create secret generic store -n op --from-literal=KEY=VALUE",
+    ),
+    "controller that ends": (
+        make_facts(
+            leases=(),
+            controller_pods=(
+                replace(CONTROLLER, waiting_reason="CrashLoopBackOff", last_end="exit 64, Error, no such setting"),
+            ),
+        ),
+        "ControllerDown",
+        Severity.STOPS,
+        (
+            "ends soon after each start (last: exit 64, Error, no such setting): CrashLoopBackOff "
+            "kubectl logs ctl-0 -n op --previous"
+        ),
+    ),
+    "controller without a node": (
+        make_facts(leases=(), controller_pods=(replace(CONTROLLER, unscheduled="0/1 nodes are available"),)),
+        "ControllerDown",
+        Severity.STOPS,
+        "pod op/ctl-0 gets no node: 0/1 nodes are available kubectl describe pod ctl-0 -n op",
+    ),
+    "controller that cannot be made": (
+        make_facts(leases=(), deployments=(replace(OPERATOR, problem="exceeded quota: q"),)),
+        "ControllerDown",
+        Severity.STOPS,
+        "cannot make pods: exceeded quota: q kubectl describe replicaset -n op",
+    ),
+    "controller that others stand in for": (
+        make_facts(controller_pods=(replace(CONTROLLER, waiting_reason="RunContainerError"),)),
+        "ControllerPodDown",
+        Severity.HINDERS,
+        "pod op/ctl-0 cannot start: RunContainerError",
     ),
     "stalled": (
         make_facts(
@@ -616,6 +741,13 @@ WELL = {
     "a refusal that has passed": make_facts(events=(refusal("exceeded quota: q"),)),
     "an eviction": make_facts(make_run(last_failures=(failure("SpotEviction"),))),
     "an old failure": make_facts(make_run(last_failures=(failure(at=ago(3600)),))),
+    "a failure before somebody stepped in": make_facts(make_run(begun_at=ago(30), last_failures=(failure(),))),
+    "a worker that has just begun": make_facts(replace(UNCLAIMED, idle={"uid": ago(20)})),
+    "a worker without a shard, and none free": make_facts(replace(UNCLAIMED, num_running_shards=2)),
+    "a worker without a shard that leaves": make_facts(UNCLAIMED, pods=(make_pod(deletion_at=ago(5)),)),
+    "a controller that is starting": make_facts(
+        controller_pods=(replace(CONTROLLER, waiting_reason="ContainerCreating"),)
+    ),
     "a pod just made": make_facts(IDLE, pods=(make_pod(node="", is_running=False, created_at=ago(2)),)),
     "a worker that drains": make_facts(pods=(make_pod(deletion_at=ago(10)),)),
     "the model loads": make_facts(make_run(goodput=0.1, num_restarts=1)),
@@ -661,3 +793,31 @@ def test_failures_are_told_once_while_the_breaker_is_open() -> None:
 
     assert codes(findings) == ["CircuitOpen"]
     assert "more memory" in findings[0].evidence
+
+
+def test_what_opened_the_breaker_is_said_once() -> None:
+    """The condition has its evidence and advice already: of the failure only the worker is added. The fix is a command."""
+    conditions = condition("CircuitOpen", "True", "X", "no worker is started: OOMKilled; more memory")
+    run = replace(IDLE, desired=0, conditions=conditions, last_failures=(failure(),))
+
+    (found,) = diagnose(make_facts(run, pods=()))
+
+    assert found.evidence == (
+        "no worker is started: OOMKilled; more memory | last failure: OutOfMemory, swissprot-1-3 on node-b"
+    )
+    assert found.fix.splitlines()[0] == "kubectl inferencerun retry swissprot -n proteins"
+
+
+@pytest.mark.parametrize("message", ["GPU", "no GPU node", "too many"])
+def test_a_run_that_gets_no_gpu_may_run_on_cpus(message: str) -> None:
+    """Whatever is wrong with the GPUs; the workers that wait are made anew, since they keep their requests."""
+    nodes = {"GPU": (GPU_NODE,), "no GPU node": (Node(name="a"),), "too many": (GPU_NODE,)}[message]
+    run = replace(IDLE, gpus_per_worker=8 if message == "too many" else 1)
+    pods = (unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),)
+
+    (found,) = diagnose(make_facts(run, nodes=nodes, pods=pods))
+
+    assert found.fix.splitlines()[-2:] == [
+        'kubectl patch irun swissprot -n proteins --type merge -p \'{"spec": {"workers": {"gpusPerWorker": 0}}}\'',
+        "kubectl delete pods -n proteins -l inferencerun.dev/run=swissprot --field-selector status.phase=Pending",
+    ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,25 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.kubectl.facts import SPEC_FIELDS, STATUS_FIELDS, Definition, read_definition, read_pod
-from cli.kubectl.gathering import clock_skew_s, look_at_store
+from cli.kubectl.facts import (
+    SPEC_FIELDS,
+    STATUS_FIELDS,
+    ControllerPod,
+    Definition,
+    Pod,
+    Store,
+    read_controller_pod,
+    read_definition,
+    read_pod,
+    read_run,
+    read_silence,
+)
+from cli.kubectl.gathering import _input_problem, clock_skew_s, look_at_store
+from contract.logs import STORE_BACK, STORE_SILENT, JsonFormatter
 from contract.store.local import LocalStore
 from contract.store.memory import MemoryStore
+from controller import ledger
+from controller.memory import Death, Idle, RunMemory
 from tests.chart import rendering
 from tests.cli.kubectl.cluster import CREATED, NAMESPACE, RUNS, FakeCluster
 from tests.cli.kubectl.test_commands import STATUS
@@ -197,15 +215,217 @@ def test_shards_that_stall_are_found_in_the_store(cluster: FakeCluster, tmp_path
     assert "made-0 on node-a holds shard 1" in found["findings"][0]["evidence"]
 
 
-def test_a_store_that_is_not_there_is_a_note(cluster: FakeCluster) -> None:
-    """The workers may well reach it."""
+@pytest.mark.parametrize("output", ["file:///nowhere", "out"])
+def test_an_output_that_is_a_path_is_a_note(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """The pods may well have it; what lies there in the user's own working directory is another thing."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
     install(cluster)
-    cluster.apply(output="file:///nowhere", **QUIET)
+    cluster.apply(output=output, **QUIET)
 
     found = cluster.run_json("doctor", "swissprot")
 
     assert codes(found) == ["StoreUnseen"]
-    assert "is a path in the worker pods" in found["findings"][0]["evidence"]
+    assert found["findings"][0]["evidence"] == f"{output} is a path in the worker pods"
+
+
+def test_an_input_that_is_a_path_is_not_looked_for_here() -> None:
+    """Files of this machine are not those of the pods, whose output is in a bucket."""
+    run = {"metadata": {"name": "x"}, "spec": {"input": {"uris": ["/nowhere"]}, "output": {"uri": "s3://bucket/out"}}}
+
+    assert _input_problem(run) == ""
+
+
+def test_a_look_at_the_store_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
+    """As what was seen, not as a traceback beside the findings."""
+
+    def broken(_run: object) -> Store:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("cli.kubectl.gathering.look_at_store", broken)
+    install(cluster)
+    cluster.apply(**QUIET)
+
+    result = cluster.run("doctor", "swissprot")
+
+    assert "ValueError: a mistake of ours" in result.stdout
+    assert "Traceback" not in result.output
+
+
+def memory(**changes: Any) -> str:
+    """What the controller remembers, as the status holds it."""
+    return ledger.to_text(ledger.Ledger(memory=replace(RunMemory(), **changes)))
+
+
+def silent(seconds: float) -> str:
+    """A line of a worker whose store does not answer."""
+    record = logging.getLogger("worker").makeRecord(
+        "worker",
+        logging.WARNING,
+        "",
+        0,
+        STORE_SILENT,
+        (),
+        None,
+        extra={"store": "s3://b/out", "endpoint": "http://s3", "silent_s": seconds, "detail": "connection refused"},
+    )
+    return JsonFormatter(pod="swissprot-0-0").format(record)
+
+
+def test_workers_that_do_not_reach_their_store_are_found_by_what_they_say(cluster: FakeCluster) -> None:
+    """The controller knows since when they hold nothing, their log why; both long before the first of them gives up."""
+    install(cluster)
+    since = datetime.now(UTC) - timedelta(seconds=40)
+    remembered = memory(idle=(Idle(uid="uid-swissprot-0-0", since=since),))
+    cluster.apply(**{**QUIET, "shards": {"total": 4}, "memory": remembered})
+    cluster.add_pod(0)
+    cluster.server.logs["swissprot-0-0"] = f"plain\n{silent(11)}\n{silent(23)}\n"
+
+    result = cluster.run("doctor", "swissprot", "--no-store")
+
+    assert result.exit_code == 1
+    assert "1 worker(s) have taken no shard for 40 s: the store does not answer them." in result.stdout
+    assert "no answer from s3://b/out at http://s3 for 23 s: connection refused" in result.stdout
+    assert result.stdout.splitlines()[4:11] == [
+        "   do:   kubectl edit irun swissprot -n proteins",
+        "         a store of your own is asked only if spec.workers.template says where it is (now http://s3 is asked):",
+        "           spec:",
+        "             containers:",
+        "               - name: worker",
+        '                 env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]',
+        "         kubectl delete pod swissprot-0-0 -n proteins",
+    ]
+
+
+def test_a_store_that_answers_again_is_silent_no_more() -> None:
+    """The last word counts; a log without any says nothing."""
+    back = json.dumps({"message": STORE_BACK, "store": "s3://b/out"})
+
+    assert read_silence("w", [silent(11).encode(), back.encode()]) is None
+    assert read_silence("w", [b"not ours", b"[1]", b'{"message": "shard claimed"}']) is None
+    found = read_silence("w", [silent(11).encode(), back.encode(), silent(12).encode()])
+    assert found is not None
+    assert found.silent_s == 12
+
+
+def test_what_the_controller_remembers_bounds_what_hinders_now() -> None:
+    """Failures since the last progress, and since somebody stepped in; all of them where the memory cannot be read."""
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    deaths = tuple(Death(at=at + timedelta(seconds=number), signature="1", shard=None) for number in range(2))
+    resource = {"metadata": {"name": "x", "namespace": "n", "creationTimestamp": CREATED}}
+
+    known = read_run({**resource, "status": {"memory": memory(deaths=deaths, started_at=at)}})
+    forgiven = read_run({**resource, "status": {"memory": memory()}})
+    damaged = read_run({**resource, "status": {"memory": "{"}})
+
+    assert (known.failing_since, known.begun_at) == (at, at)
+    assert (forgiven.failing_since, forgiven.begun_at) == (None, None)
+    assert (damaged.failing_since, damaged.begun_at) == (damaged.created_at, None)
+
+
+def test_a_memory_that_cannot_be_read_is_passed_over_in_silence(
+    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the controller's to count anew, and to say so."""
+    install(cluster)
+    cluster.apply(**{**QUIET, "memory": "zlib:damaged"})
+
+    assert cluster.run("doctor", "swissprot", "--no-store").exit_code == 0
+    assert not [item for item in caplog.records if item.name.startswith("controller")]
+
+
+def test_a_controller_that_does_not_start_is_looked_at(cluster: FakeCluster) -> None:
+    """By its pods where too few are ready, each with its container's own words."""
+    install(cluster, renewed_s=600)
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "store-credentials" not found'}
+    labels = {
+        "app.kubernetes.io/part-of": "inferencerun-operator",
+        "app.kubernetes.io/component": "controller",
+    }
+    statuses = [{"name": "controller", "image": "controller:1", "state": {"waiting": waiting}}]
+    cluster.server.put(
+        "/api/v1/namespaces/op/pods/ctl-0",
+        {
+            "metadata": {"name": "ctl-0", "namespace": "op", "labels": labels},
+            "status": {"containerStatuses": statuses},
+        },
+    )
+    cluster.server.put("/api/v1/namespaces/op/pods/other", {"metadata": {"name": "other", "namespace": "op"}})
+
+    found = cluster.run_json("doctor", exit_code=1)
+
+    assert codes(found) == ["ControllerDown"]
+    assert "pod op/ctl-0 cannot start, secret 'store-credentials' does not exist" in found["findings"][0]["evidence"]
+    assert found["findings"][0]["fix"].startswith("kubectl create secret generic store-credentials -n op")
+
+
+READY = [{"type": "Ready", "status": "True"}]
+ENDED = {"exitCode": 64, "reason": "Error", "message": "Traceback\nSpecError: no such setting\n"}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"conditions": READY}, None),
+        ({}, {}),
+        (
+            {
+                "containerStatuses": [
+                    {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": ENDED}}
+                ]
+            },
+            {"waiting_reason": "CrashLoopBackOff", "last_end": "exit 64, Error, SpecError: no such setting"},
+        ),
+        (
+            {"containerStatuses": [{"state": {"terminated": ENDED}}]},
+            {"last_end": "exit 64, Error, SpecError: no such setting"},
+        ),
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]},
+            {"unscheduled": "0/1 nodes"},
+        ),
+    ],
+    ids=["ready", "new", "in a loop", "ended", "without a node"],
+)
+def test_what_keeps_a_controller_is_read(status: dict[str, Any], expected: dict[str, str] | None) -> None:
+    """Whatever of it the kubelet has written; one that is ready is kept by nothing."""
+    found = read_controller_pod({"metadata": {"name": "ctl-0", "namespace": "op"}, "status": status})
+
+    assert found == (None if expected is None else ControllerPod(namespace="op", name="ctl-0", **expected))
+
+
+def test_a_worker_whose_init_container_runs_does_not_run_yet() -> None:
+    """It is starting, and the image of what waits is named, not the worker's."""
+    spec = {
+        "nodeName": "node-a",
+        "initContainers": [{"name": "weights", "image": "weights:1"}, {"name": "later", "image": "later:1"}],
+        "containers": [{"name": "worker", "image": "worker:1"}],
+    }
+    waiting = {"state": {"waiting": {"reason": "PodInitializing"}}}
+    worker = {"name": "worker", **waiting}
+
+    def with_init(*states: dict[str, Any]) -> Pod:
+        inits = [{"name": name, "state": state} for name, state in zip(("weights", "later"), states, strict=True)]
+        status = {"initContainerStatuses": inits, "containerStatuses": [worker]}
+        return read_pod({"metadata": {"name": "x", "creationTimestamp": CREATED}, "spec": spec, "status": status})
+
+    busy = with_init({"running": {}}, {"waiting": {"reason": "PodInitializing"}})
+    stuck = with_init({"terminated": {"exitCode": 0}}, {"waiting": {"reason": "ErrImagePull", "message": "no"}})
+
+    assert (busy.is_running, busy.running_init, busy.has_ended, busy.waiting_reason) == (
+        False,
+        "weights",
+        False,
+        "PodInitializing",
+    )
+    assert (stuck.is_running, stuck.has_ended, stuck.waiting_reason, stuck.image) == (
+        False,
+        False,
+        "ErrImagePull",
+        "later:1",
+    )
 
 
 def test_an_input_that_names_nothing_is_found(tmp_path: Path) -> None:
