@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 CONNECT_TIMEOUT_S = 5.0
+"""For a connection, and for each send of a piece of a body."""
 READ_TIMEOUT_S = 20.0
 """For each wait for bytes, as contract.store.s3 has it and for the same reasons."""
 MAX_CONNECTIONS = 32
@@ -56,6 +57,9 @@ NUM_READ_ATTEMPTS = 3
 ENV_EMULATOR = "STORAGE_EMULATOR_HOST"
 ENV_ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
 _ENDPOINT_URL = "https://storage.googleapis.com"
+_SEND_BYTES = 256 << 10
+"""Of a body in one send, which must end within the connect timeout: 64 MiB at once would never get through at less than
+13 MB/s. A file would go in pieces of 16 KiB, and each would wait for the interpreter."""
 _PAGE_SIZE = 1000
 """Objects per page of a listing, the most the API gives."""
 
@@ -180,6 +184,7 @@ class GcsStore:
         with view_of(body) as view:
             digest = hashlib.md5(view, usedforsecurity=False).digest()
             headers = {
+                "Content-Length": str(len(view)),
                 "Content-MD5": base64.b64encode(digest).decode(),
                 "Content-Type": "application/octet-stream",
                 **condition,
@@ -259,16 +264,16 @@ class GcsStore:
             respect_retry_after_header=False,  # it may name minutes; the caller has a patience of its own
         )
         try:
-            return self._pool.urlopen(
-                method,
-                target,
-                headers={**headers, "User-Agent": "inferencerun-operator"},
-                # One buffer in one send: a file would go in pieces of 16 KiB, and each would wait for the interpreter.
-                body=cast("bytes | None", body),
-                retries=False if method == "PUT" else retries,
-                redirect=False,
-                decode_content=False,
-            )
+            with _pieces(body) as pieces:
+                return self._pool.urlopen(
+                    method,
+                    target,
+                    headers={**headers, "User-Agent": "inferencerun-operator"},
+                    body=cast("list[bytes] | None", pieces),
+                    retries=False if method == "PUT" else retries,
+                    redirect=False,
+                    decode_content=False,
+                )
         except HTTPError as error:
             said = f"{self._endpoint_url}: {error}"
             if "CERTIFICATE_VERIFY_FAILED" in said:
@@ -338,6 +343,16 @@ class GcsStore:
 
 class _BeyondEnd(StoreError):
     """416: the range starts at or beyond the object's end."""
+
+
+@contextlib.contextmanager
+def _pieces(body: memoryview | None) -> Iterator[list[memoryview] | None]:
+    """The body in pieces of _SEND_BYTES. Released at the end, or a writer could not fill its buffer again."""
+    if body is None:
+        yield None
+        return
+    with contextlib.ExitStack() as views:
+        yield [views.enter_context(body[start : start + _SEND_BYTES]) for start in range(0, len(body), _SEND_BYTES)]
 
 
 def _generation(reply: BaseHTTPResponse, key: str) -> ETag:
