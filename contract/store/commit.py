@@ -160,15 +160,15 @@ class Committer:
             NotFound: no such object.
             Unavailable: no answer within the budget.
         """
-        return _patiently(self._patience(), lambda: self.store.get(key))
+        return patiently(self._patience(), lambda: self.store.get(key))
 
     def list(self, prefix: str = "") -> list[Listed]:
         """The listing, complete; waits out a store that does not answer. Raises Unavailable."""
-        return _patiently(self._patience(), lambda: list(self.store.list(prefix)))
+        return patiently(self._patience(), lambda: list(self.store.list(prefix)))
 
     def delete(self, key: str) -> None:
         """Remove the object; waits out a store that does not answer. Raises Unavailable."""
-        _patiently(self._patience(), lambda: self.store.delete(key))
+        patiently(self._patience(), lambda: self.store.delete(key))
 
     def _create(self, key: str, body: Body, is_mine: Callable[[Stored], bool]) -> Committed:
         patience = self._patience()
@@ -217,7 +217,8 @@ def _is_in_history(commit_id: str, body: bytes) -> bool:
     return isinstance(document, dict) and commit_id in document.get("history", ())
 
 
-def _patiently(patience: Patience, call: Callable[[], T]) -> T:
+def patiently(patience: Patience, call: Callable[[], T]) -> T:
+    """What `call` returns; waits out a store that does not answer. Raises Unavailable once the patience ends."""
     while True:
         try:
             return call()

@@ -2,12 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from contract.errors import ModelError
 from contract.names import ENV_CACHE_DIR
 from contract.settings import ModelSettings
+from contract.store.commit import Patience
 from contract.store.errors import Unavailable
 from contract.store.memory import MemoryStore
 from contract.store.open import open_store
@@ -20,13 +22,25 @@ from worker.models.weights_cache import cache_directory, cached_copy, local_dire
 WEIGHTS = bytes(range(256)) * 40
 
 
+def raised(error):
+    """Raises it, when it is one."""
+    if error is not None:
+        raise error
+
+
 class CountingStore(MemoryStore):
-    """Remembers the ranges that were read; `on_get` runs before each."""
+    """Remembers the ranges that were read; `on_get` runs before each, and listings fail as often as they are told to."""
 
     def __init__(self):
         super().__init__("memory://models/tiny")
         self.ranges = []
         self.on_get = lambda: None
+        self.failures_of_list = iter(())
+
+    def list(self, prefix="", *, is_deep=True):
+        """Fail as often as there are failures, then list."""
+        raised(next(self.failures_of_list, None))
+        return super().list(prefix, is_deep=is_deep)
 
     def get(self, key, *, start=0, end=None):
         """Count, then read."""
@@ -93,17 +107,26 @@ def test_other_weights_under_the_same_name_are_another_model(store, tmp_path):
     assert (old / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_a_store_that_tells_to_slow_down_is_waited_for(store, tmp_path):
+    """Refusals that pass, of the listing or of some ranges, cost no load: what was read is kept, the rest read again."""
+    waits = []
+    failures = iter([None, Unavailable("model.safetensors", "503")] * 3)
+    store.on_get = lambda: raised(next(failures, None))
+    store.failures_of_list = iter([Unavailable("", "503")])
+
+    directory = cached_copy(store, tmp_path, patience=partial(Patience, sleep=waits.append))
+
+    assert (directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert len(waits) == 4
+    assert len(store.ranges) == 1 + 11
+
+
 def test_a_download_that_was_cut_off_is_not_taken_for_the_file(store, tmp_path):
     """After an error, or a kill, under way there is no file under the final name, and the next try makes it whole."""
     failures = iter([None] * 5 + [Unavailable("model.safetensors", "503")])
-
-    def fail_once():
-        if error := next(failures, None):
-            raise error
-
-    store.on_get = fail_once
-    with pytest.raises(Unavailable):
-        cached_copy(store, tmp_path)
+    store.on_get = lambda: raised(next(failures, None))
+    with pytest.raises(Unavailable, match="gave up after 1 attempts"):
+        cached_copy(store, tmp_path, patience=partial(Patience, budget_s=-1))
     assert not list(tmp_path.glob("*/model.safetensors"))
 
     directory = cached_copy(store, tmp_path)
