@@ -18,7 +18,7 @@ import torch
 from contract.errors import ModelError
 from contract.settings import ModelSettings, RowKind
 from worker.models.options import compute_dtype, fitted, memory_errors, stored_dtype
-from worker.models.protocol import Prepared, Rows
+from worker.models.protocol import Prepared, Rows, Unusable
 
 
 def load_factory(source: str) -> Callable[..., Any]:
@@ -47,11 +47,20 @@ class CustomPreparer:
         self._num_tokens: Callable[[Any], int] = getattr(load_factory(settings.source), "num_tokens", _num_items)
 
     def prepare(self, value: Any) -> Prepared:
-        """The value, cut to `max_length` when that is set and it is text, bytes or a list."""
+        """The value, cut to `max_length` when that is set and it is text, bytes or a list.
+
+        Raises Unusable where the user's own `num_tokens` fails: the record is to blame, unless all are.
+        """
         is_truncated = False
         if isinstance(value, str | bytes | list):
             value, is_truncated = fitted(value, self._settings, default_max_length=None)
-        return Prepared(payload=value, num_tokens=max(1, self._num_tokens(value)), is_truncated=is_truncated)
+        return Prepared(payload=value, num_tokens=max(1, self._cost(value)), is_truncated=is_truncated)
+
+    def _cost(self, value: Any) -> int:
+        try:
+            return int(self._num_tokens(value))  # from NumPy too, whose numbers no manifest could hold
+        except Exception as error:
+            raise Unusable(f"num_tokens of the model raised {type(error).__name__}: {error}") from error
 
 
 def _num_items(value: Any) -> int:
@@ -109,7 +118,9 @@ class CustomEncoder:
                 values, splits = self._pooled(returned, len(payloads)), None
             else:
                 values, splits = self._per_token(returned, len(payloads))
-            return Rows(values=values.to(stored).cpu(), splits=splits)
+            rows = values.to(stored).cpu()
+            # They are sent while the model works on the next batch, which it may write to the same memory.
+            return Rows(values=rows.clone() if rows is returned else rows, splits=splits)
 
     def _pooled(self, returned: Any, num_records: int) -> torch.Tensor:
         if not isinstance(returned, torch.Tensor) or returned.ndim != 2:

@@ -10,10 +10,11 @@ import yaml
 
 from contract.errors import ModelError, SpecError
 from contract.settings import ModelSettings, RowKind, TooLong
-from worker.models.protocol import RecordTooLong
+from worker.models.protocol import RecordTooLong, Unusable
 from worker.models.registry import load_encoder, load_preparer
 
 MODULE = '''
+import numpy
 import torch
 
 calls = []
@@ -74,6 +75,19 @@ def fails_on_batch():
 def no_model():
     return 7
 
+def in_one_buffer():
+    buffer = torch.zeros(10, 1)
+    def model(values):
+        rows = buffer[:len(values)]
+        rows[:] = torch.tensor([[float(value)] for value in values])
+        return rows
+    return model
+
+def counted():
+    return lambda values: torch.ones(len(values), 2)
+
+counted.num_tokens = lambda value: numpy.int64(len(value["text"]))
+
 text = "not callable"
 '''
 
@@ -121,6 +135,17 @@ def test_per_token_rows_are_joined_and_counted():
     assert rows.splits == (2, 1)
 
 
+@pytest.mark.parametrize("look", ["encode", "encode_in_fp32"])
+def test_rows_outlive_the_next_batch(look):
+    """A model that writes each batch into one buffer of its own does not change rows that are still on their way."""
+    model = encoder("in_one_buffer")
+
+    first = getattr(model, look)([1, 2]).values
+    second = getattr(model, look)([3, 4]).values
+
+    assert (first.tolist(), second.tolist()) == ([[1], [2]], [[3], [4]])
+
+
 def test_precision_is_autocast_and_dtype_is_what_is_stored():
     """bf16 runs under autocast, the second look does not; rows come in the stored dtype."""
     model = encoder("multiply", precision="bf16", dtype="float16")
@@ -152,6 +177,17 @@ def test_the_parent_never_builds_the_model():
 def test_cost_is_the_factorys_own_or_the_number_of_items(name, value, num_tokens):
     """`num_tokens` of the callable decides; without it text and lists count their items, anything else one."""
     assert load_preparer(settings(name)).prepare(value).num_tokens == num_tokens
+
+
+def test_a_number_of_numpy_is_a_number():
+    """What `num_tokens` gives becomes an int: budgets made of it go into manifests."""
+    assert type(load_preparer(settings("counted")).prepare({"text": "AB"}).num_tokens) is int
+
+
+def test_a_record_on_which_num_tokens_fails_is_unusable():
+    """One record of another shape is quarantined by its own fault; it does not end the worker, time and again."""
+    with pytest.raises(Unusable, match="num_tokens of the model raised KeyError: 'text'"):
+        load_preparer(settings("counted")).prepare({"title": "AB"})
 
 
 def test_max_length_cuts_or_refuses_text_and_lists():
