@@ -80,6 +80,7 @@ class Quarantined:
     ordinal: int
     offset: int
     id: str
+    """Cut to `contract.flight.MAX_ID_LENGTH`: also by the worker that has read the whole of it."""
     quarantine_class: QuarantineClass
     detail: str
 

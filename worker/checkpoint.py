@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from contract import layout
+from contract.flight import MAX_ID_LENGTH
 from contract.manifest import Checkpoint, Hints, Quarantined, ShardManifest, stamp
 from contract.names import CheckpointReason
 from contract.settings import WorkerSettings
@@ -35,6 +36,9 @@ from worker.isolation import Finished, Refused
 from worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
+
+MAX_DETAIL_LENGTH = 500
+"""Characters kept of why a record is quarantined. Its id is cut as well: every commit writes them all again."""
 
 _SHUTDOWN_POLL_S = 0.05
 
@@ -66,9 +70,10 @@ class PendingRows:
                 Quarantined(
                     ordinal=piece.item.ordinal,
                     offset=piece.item.offset,
-                    id=piece.item.id,
+                    id=piece.item.id[:MAX_ID_LENGTH],
                     quarantine_class=piece.quarantine_class,
-                    detail=piece.detail[:500],
+                    # What a user's model says of a record need not be text that UTF-8 can hold.
+                    detail=piece.detail[:MAX_DETAIL_LENGTH].encode("utf-8", "replace").decode(),
                 )
             )
             self.has_costly_verdict |= piece.is_costly

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from contract import index, layout, manifest, plan, run_record, transitions
+from contract.flight import MAX_ID_LENGTH
 from contract.manifest import Checkpoint, Owner, Quarantined, ShardManifest
 from contract.names import QuarantineClass
 from contract.plan import Compression, InputFormat, InputObject, Plan, Shard
@@ -104,6 +105,7 @@ def make_output(
     shard_bytes: int = 700,
     per_checkpoint: int = 4,
     bad: Iterable[int] = (5, 23),
+    bad_suffix: str = "",
     dtype: str = "float32",
     kind: str = "pooled",
     only_shards: Sequence[int] | None = None,
@@ -121,6 +123,7 @@ def make_output(
         shard_bytes: of the plan.
         per_checkpoint: records of each checkpoint.
         bad: numbers of the records of the first object that no reader accepts: they are quarantined.
+        bad_suffix: what their ids end in.
         dtype: of the rows.
         kind: `pooled` or `perToken`.
         only_shards: those that have been claimed; None = all.
@@ -129,7 +132,7 @@ def make_output(
         width: of the rows.
     """
     objects = tuple(
-        _input_object(directory, number, num_records, frozenset(bad) if number == 0 else frozenset())
+        _input_object(directory, number, num_records, frozenset(bad) if number == 0 else frozenset(), bad_suffix)
         for number in range(num_objects)
     )
     store = open_store(output_uri or str(directory / "out"))
@@ -187,7 +190,7 @@ def quarantined(record: Record) -> Quarantined:
     return Quarantined(
         ordinal=record.ordinal,
         offset=record.offset,
-        id=record.id,
+        id=record.id[:MAX_ID_LENGTH],
         quarantine_class=QuarantineClass.INVALID_RECORD,
         detail=record.problem or "",
     )
@@ -268,10 +271,11 @@ def row(record_id: str, length: int, width: int, dtype: str) -> torch.Tensor:
     return values.to(getattr(torch, dtype))
 
 
-def _input_object(directory: Path, number: int, num_records: int, bad: frozenset[int]) -> InputObject:
+def _input_object(directory: Path, number: int, num_records: int, bad: frozenset[int], bad_suffix: str) -> InputObject:
     path = directory / f"input-{number}.fasta"
     text = "".join(
-        f">rec{number}_{item} some words\n{'AC1DE' if item in bad else 'ACDEFGHIKL' * (1 + item % 5)}\n"
+        f">rec{number}_{item}{bad_suffix if item in bad else ''} some words\n"
+        f"{'AC1DE' if item in bad else 'ACDEFGHIKL' * (1 + item % 5)}\n"
         for item in range(num_records)
     )
     path.write_text(text)

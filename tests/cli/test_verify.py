@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from contract import documents, index, layout, manifest, plan, run_record, transitions
+from contract.flight import MAX_ID_LENGTH
 from contract.manifest import Checkpoint, ShardManifest, ShardStatus
 from contract.names import FailureClass
 from contract.ranges import count
@@ -435,6 +436,20 @@ def test_retried_records_inside_an_older_checkpoint_are_fine(tmp_path: Path) -> 
     found = run_json("verify", made.uri)
 
     assert found["records"] == 80
+
+
+@pytest.mark.parametrize("kept", [MAX_ID_LENGTH, None], ids=["cut", "whole"])
+def test_a_quarantined_record_with_a_long_id_is_in_order(tmp_path: Path, kept: int | None) -> None:
+    """Its manifest keeps the beginning of the id; one written before ids were cut has all of it."""
+    made = make_output(tmp_path, bad_suffix="_" + "x" * MAX_ID_LENGTH)
+    record = next(item for item in made.records[SHARD] if item.problem)
+    quarantine_with(id=record.id[:kept])(made)
+    made.finish()
+    assert len(record.id) > MAX_ID_LENGTH
+
+    found = run_json("verify", made.uri)
+
+    assert found["problems"] == []
 
 
 def test_a_held_shard_is_not_requeued(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from contract import layout
 from contract.errors import Fenced
+from contract.flight import MAX_ID_LENGTH
 from contract.manifest import Hints, ShardManifest, ShardStatus
 from contract.names import CheckpointReason, QuarantineClass
 from contract.settings import ModelSettings, RowKind
@@ -244,6 +246,19 @@ def test_verdicts_alone_need_no_object(writer_on: MakeWriter) -> None:
 
     assert [entry.ordinal for entry in manifest.quarantined] == [0]
     assert [entry.key for entry in store.list()] == [layout.build_shard_key(1, 0)]
+
+
+def test_a_verdict_stays_small_and_is_text_whatever_record_and_model_say(writer_on: MakeWriter) -> None:
+    """A header without a blank for megabytes, and half of a surrogate pair in what a model raised, fit a manifest."""
+    store = MemoryStore()
+    writer = writer_on(store)
+    record = replace(item(0), id="é" * 10_000_000)
+
+    writer.submit(job(Refused(record, QuarantineClass.POISON_INPUT, "ValueError: \ud800")))
+    verdict = writer.finish().quarantined[0]
+
+    assert (verdict.id, verdict.detail) == ("é" * MAX_ID_LENGTH, "ValueError: ?")
+    assert stored_manifest(store).quarantined == (verdict,)
 
 
 def test_each_commit_has_a_key_of_its_own_and_is_told(writer_on: MakeWriter) -> None:
