@@ -78,6 +78,11 @@ def list_inputs(
             raise SpecError(f"input.uris: {_absence(store, place, uri)}; {_nearest(store, place)}")
         for item in listed:
             item_uri = f"{place.root}{item.key}"
+            if not _is_utf8(item_uri):
+                raise SpecError(
+                    f"input.uris: {item_uri!r}: the name is not UTF-8, so no plan can hold it: rename the file, or leave it "
+                    "out with a pattern"
+                )
             compression = _compression(item_uri)
             if item_uri not in found and compression is Compression.GZIP and item.size > shard_bytes:
                 large_gzip.append((store, item.key, item_uri))
@@ -127,6 +132,11 @@ def _matches(names: list[str], pattern: list[str]) -> bool:
 
 def _is_hidden(key: str) -> bool:
     return any(name.startswith((".", "_")) or name.endswith(("~", ".tmp")) for name in key.split("/"))
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is text; Python gives bytes that are none as lone surrogates. Pure."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _compression(uri: str) -> Compression:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,6 +240,18 @@ def test_a_uri_that_names_nothing_is_refused(key: str, message: str) -> None:
         listed(store, "in/deep/a.fasta", key)
 
     assert str(caught.value) == "input.uris: " + message.format(f"'s3://bucket/{key}'")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.fasta"])
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path: Path, pattern: str) -> None:
+    """A name in Latin-1 cannot stand in a plan: an error that names the file, and a pattern may leave it out."""
+    (tmp_path / "a.fasta").write_text(">a\nMK\n")
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.fasta")).write_text(">b\nMK\n")
+
+    with pytest.raises(SpecError, match=r"caf.*\.fasta'?: the name is not UTF-8.*rename the file"):
+        list_inputs([f"{tmp_path}{pattern}"], shard_bytes=1000)
+
+    assert len(list_inputs([f"{tmp_path}/a*"], shard_bytes=1000)) == 1
 
 
 def test_a_path_that_names_nothing_is_refused(tmp_path: Path) -> None:
