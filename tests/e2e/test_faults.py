@@ -35,10 +35,19 @@ RESPONSE_S = 2.0
 """From the API showing the end of a pod to its replacement."""
 
 
-def slow(run: Run, *, copies: int, count: int = 2, near: str | None = None) -> None:
-    """Apply a run of `copies` * 200 records, some 30 of which are done in a second, on node `near` if that takes pods."""
-    template = worker_template(run.bucket.server.endpoint_url, pod={"affinity": near_to(near)} if near else None)
-    workers = {"count": count, "template": template}
+def slow(run: Run, *, copies: int, count: int = 2, near: str | None = None, cpu: str | None = None) -> None:
+    """Apply a run of `copies` * 200 records, some 30 of which are done in a second.
+
+    Args:
+        run: it.
+        copies: of 200 records.
+        count: of workers.
+        near: node where they run if it takes pods.
+        cpu: what each worker may take; 400m makes it ten records a second, for harm that takes a minute to be felt.
+    """
+    limits = {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": cpu}}} if cpu else {}
+    pod = {"affinity": near_to(near)} if near else None
+    workers = {"count": count, "template": worker_template(run.bucket.server.endpoint_url, pod=pod, **limits)}
     run.apply(copies=copies, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, workers=workers)
 
 
@@ -61,7 +70,7 @@ def wait_for_all_on(api: Api, run: Run, node: str, *, count: int) -> list[Any]:
 
 def ended_well(run: Run, api: Api, *, records: int) -> dict[str, Any]:
     """Wait for success; nothing was charged, and the output verifies."""
-    status = api.wait_for_phase(run.name, "Succeeded", "Failed")
+    status = api.wait_for_phase(run.name, "Succeeded", "Failed", patience_s=480)
     assert status["phase"] == "Succeeded", status
     assert status["restarts"]["counted"] == 0, status
     assert run.verified()["records"] == records
@@ -74,12 +83,12 @@ def test_a_controller_that_is_killed_at_random_moments(
     """Twenty SIGKILLs: never a pod too many, no restart counted that was none, every record once."""
     chance = random.Random(20)
     with PodWatch(cluster.kubeconfig).watching() as watch:
-        slow(run, copies=16)
+        slow(run, copies=12, cpu="400m")
         for _ in range(KILLS):
             # Its successor needs some 3 s to start, and 4 s until the Lease of the dead is over.
             time.sleep(chance.uniform(0.3, 10.0))
             controller.kill()
-        ended_well(run, api, records=3200)
+        ended_well(run, api, records=2400)
     events = [(at_s, 1) for at_s in watch.created().values()] + [(at_s, -1) for at_s in watch.ended().values()]
     living = peak = 0
     for _, change in sorted(events):
@@ -114,11 +123,11 @@ def test_two_controllers_at_once(
     )
     other = ControllerProcess(environment, tmp_path / "other.log")
     with other.running():
-        slow(run, copies=2)
+        slow(run, copies=4)
         run.wait_for_records(1)
         wait_for(lambda: _says(other, "leading"), "the other to lead")
         evict(api, api.running_pods(run.name)[0].metadata.name)
-        status = ended_well(run, api, records=400)
+        status = ended_well(run, api, records=800)
         assert other.is_running
 
     assert controller.is_running
@@ -200,7 +209,7 @@ def _waits(watch: PodWatch) -> list[float]:
 def test_an_api_server_that_is_away(run: Run, api: Api, cluster: Cluster, controller: ControllerPod) -> None:
     """For 90 s: workers go on, the controller waits, and the run ends without anybody's help."""
     before = controller.instances()
-    slow(run, copies=12)
+    slow(run, copies=12, cpu="400m")
     run.wait_for_records(1)
 
     cluster.stop_apiserver()
@@ -264,7 +273,7 @@ def test_a_node_that_is_drained(run: Run, api: Api, cluster: Cluster, spare_node
 
 def test_a_pod_that_is_cut_off_and_works_on(run: Run, api: Api, cluster: Cluster, spare_node: str) -> None:
     """Its kubelet is silent, so it is given up and replaced; it goes on writing, and is fenced by the epoch."""
-    slow(run, copies=12, near=spare_node)
+    slow(run, copies=12, near=spare_node, cpu="400m")
     pods = wait_for_all_on(api, run, spare_node, count=2)
     run.wait_for_records(10)
 

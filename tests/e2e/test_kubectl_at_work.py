@@ -47,7 +47,7 @@ def findings(plugin: Plugin, name: str) -> dict[str, dict[str, Any]]:
 
 def test_a_run_is_followed_from_its_first_shard_to_its_rows(run: Run, api: Api, plugin: Plugin) -> None:
     """Which worker holds which shard, what they say, suspend and resume that wait, the end, where the rows are."""
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     run.wait_for_records(1)
 
     status, doctor = json.loads(plugin("status", run.name, "--json")), findings(plugin, run.name)
@@ -65,7 +65,7 @@ def test_a_run_is_followed_from_its_first_shard_to_its_rows(run: Run, api: Api, 
     assert "no worker is left" in suspended
     assert "goes on" in resumed
     assert (partly["complete"], results["complete"]) == (False, True)
-    assert 0 < partly["records"] < results["records"] == 400
+    assert 0 < partly["records"] < results["records"] == 800
     assert json.loads(lines[-1])["status"]["phase"] == "Succeeded"
     assert "fine: 0 problem(s)" in plugin("verify", run.name)
 

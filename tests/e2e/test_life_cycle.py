@@ -54,7 +54,7 @@ def test_a_bad_spec_is_not_accepted(run: Run, api: Api) -> None:
 
 def test_suspend_drains_and_resume_goes_on(run: Run, api: Api, controller: ControllerPod) -> None:
     """Suspended: pods drain, what they finished is committed, nothing is charged. Resumed: the run ends complete."""
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     run.wait_for_records(1)
 
     api.patch(run.name, {"suspend": True})
@@ -64,15 +64,15 @@ def test_suspend_drains_and_resume_goes_on(run: Run, api: Api, controller: Contr
     api.patch(run.name, {"suspend": False})
     status = api.wait_for_phase(run.name, "Succeeded", "Failed")
 
-    assert suspended["progress"]["records"] < 400
+    assert suspended["progress"]["records"] < 800
     assert status["phase"] == "Succeeded", status
     assert status["restarts"]["counted"] == 0
-    assert run.verified()["records"] == 400
+    assert run.verified()["records"] == 800
 
 
 def test_scale_down_and_up(run: Run, api: Api, controller: ControllerPod) -> None:
     """4 -> 1 -> 4 workers while it runs: surplus pods drain, new ones come, nothing is lost."""
-    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, workers={"count": 4})
+    run.apply(copies=6, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, workers={"count": 4})
     wait_for(lambda: len(api.running_pods(run.name)) == 4, "four pods to run")
 
     api.patch(run.name, {"workers": {"count": 1}})
@@ -83,23 +83,23 @@ def test_scale_down_and_up(run: Run, api: Api, controller: ControllerPod) -> Non
 
     assert status["phase"] == "Succeeded", status
     assert status["restarts"]["counted"] == 0
-    assert run.verified()["records"] == 800
+    assert run.verified()["records"] == 1200
 
 
 def test_a_deleted_run_drains_and_resumes_when_applied_again(run: Run, api: Api) -> None:
     """Deletion drains the pods and keeps the output; the same run, applied again, goes on from there."""
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     run.wait_for_records(1)
 
     api.delete(run.name)
     wait_for(lambda: api.run(run.name) is None, "the run to go")
     kept = run.verified()["records"]
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     status = api.wait_for_phase(run.name, "Succeeded", "Failed")
 
-    assert 0 < kept < 400
+    assert 0 < kept < 800
     assert status["phase"] == "Succeeded", status
-    assert run.verified()["records"] == 400
+    assert run.verified()["records"] == 800
 
 
 def test_a_finished_run_goes_after_its_time_and_its_output_stays(run: Run, api: Api) -> None:
@@ -114,14 +114,17 @@ def test_a_finished_run_goes_after_its_time_and_its_output_stays(run: Run, api: 
 
 def test_a_deadline_fails_the_run_and_keeps_what_is_done(run: Run, api: Api) -> None:
     """Pods drain; a longer deadline lets the run go on from there."""
-    run.apply(copies=6, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, activeDeadlineSeconds=25)
+    run.apply(copies=6, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN, activeDeadlineSeconds=900)
+    run.wait_for_records(1)
+
+    api.patch(run.name, {"activeDeadlineSeconds": 5})  # that long it has run already
     failed = api.wait_for_phase(run.name, "Failed")
     wait_for(lambda: not api.pods(run.name), "the pods to drain")
-
     api.patch(run.name, {"activeDeadlineSeconds": 900})
     status = api.wait_for_phase(run.name, "Succeeded")
 
     assert next(item for item in failed["conditions"] if item["type"] == "Failed")["reason"] == "DeadlineExceeded"
+    assert failed["progress"]["records"] < 1200
     assert status["restarts"]["counted"] == 0
     assert run.verified()["records"] == 1200
 
@@ -142,10 +145,10 @@ def test_restart_opens_one_new_generation(run: Run, api: Api, controller: Contro
 
 def test_a_second_run_on_an_output_is_refused_until_the_first_has_ended(run: Run, api: Api) -> None:
     """It says who works there, and starts no pod; when that run is gone it goes on with what is there."""
-    run.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    run.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
     run.wait_for_records(1)
     second = Run(f"{run.name}-too", run.output, api, run.bucket)
-    second.apply(copies=2, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
+    second.apply(copies=4, model=SLOW_MODEL, checkpoint=CHECKPOINT_OFTEN)
 
     wait_for(lambda: api.condition(second.name, "Accepted").get("status") == "False", "the second run to be refused")
     refusal, pods = api.condition(second.name, "Accepted"), api.pods(second.name)
@@ -158,7 +161,7 @@ def test_a_second_run_on_an_output_is_refused_until_the_first_has_ended(run: Run
     assert run.name in refusal["message"]
     assert pods == []
     assert status["phase"] == "Succeeded", status
-    assert run.verified()["records"] == 400
+    assert run.verified()["records"] == 800
 
 
 def test_another_input_is_refused(run: Run, api: Api) -> None:
