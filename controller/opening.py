@@ -25,7 +25,9 @@ from controller.run_store import OpenedRun, RunStore, wanted_record
 from controller.tools import Tools
 
 REFUSED_S = 60.0
-"""Until an input, a bucket or a rival that stood in the way is looked at again; a changed spec is looked at once."""
+"""Until an input or a bucket that stood in the way is looked at again; a changed spec is looked at once."""
+RIVAL_S = 5.0
+"""Until a run that waits for another to leave its output looks for that one again; no server is asked for that."""
 STORE_BUDGET_S = 60.0
 """For one operation on an output. Shorter than a worker's: nothing is lost by looking again later, and whoever waits holds a
 thread that runs on other stores may need (`Settings.store_threads`)."""
@@ -91,7 +93,7 @@ class RunOpener:
         """Raise Refused when another run, that was there first, works on the same output."""
         rival = self._tools.rival_of(self._resource.key.uid, run)
         if rival is not None:
-            raise Refused(ConditionType.ACCEPTED, "OutputInUse", rival, retry_s=REFUSED_S)
+            raise Refused(ConditionType.ACCEPTED, "OutputInUse", rival, retry_s=RIVAL_S)
 
     def must_restart(self, run: InferenceRun, noted: Ledger) -> bool:
         """Whether `resume: Restart` asks for a new generation, and this version of the spec has not got one yet."""
