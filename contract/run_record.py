@@ -59,6 +59,11 @@ class RunRecord:
     history: tuple[str, ...]
     is_archived: bool = False
     """An archived run is read-only: no coordinator may open it again."""
+    input_uris: tuple[str, ...] | None = None
+    """What the spec named as input, made comparable; None = an older version did not keep it. It tells whether a spec still
+    asks for the same input without a listing, which would show what has come since."""
+    opened_for: str | None = None
+    """The request for a restart that opened this generation, so that it opens no other; None = nobody asked for one."""
 
 
 def input_identity(
@@ -102,6 +107,7 @@ def to_json(record: RunRecord) -> bytes:
             "numObjects": record.input.num_objects,
             "totalBytes": record.input.total_bytes,
             "sha256": record.input.sha256,
+            "uris": None if record.input_uris is None else list(record.input_uris),
         },
         "model": {
             "name": record.model.name,
@@ -117,6 +123,7 @@ def to_json(record: RunRecord) -> bytes:
         "commitId": record.commit_id,
         "history": list(record.history),
         "archived": record.is_archived,
+        "openedFor": record.opened_for,
     }
     return encode(KIND, FORMAT_VERSION, fields)
 
@@ -153,4 +160,7 @@ def from_json(body: bytes, *, where: str) -> RunRecord:
             commit_id=fields["commitId"],
             history=tuple(fields["history"]),
             is_archived=fields["archived"],
+            # Both are absent where an older version wrote the record.
+            input_uris=None if source.get("uris") is None else tuple(source["uris"]),
+            opened_for=fields.get("openedFor"),
         )

@@ -44,8 +44,6 @@ class Ledger:
     """Value of the retry annotation that has been carried out."""
     restarted_for: int | None = None
     """metadata.generation whose `resume: Restart` has been carried out."""
-    restart_from: int | None = None
-    """Generation of the output that a restart, begun and perhaps not ended, leaves; None = no restart is under way."""
 
 
 def retried(ledger: Ledger, stamp: str) -> Ledger:

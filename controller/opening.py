@@ -6,6 +6,8 @@ as `Refused`, and becomes a condition.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from contract.errors import Corrupt, IncompatibleRun, NewerFormat, SpecError
@@ -16,7 +18,7 @@ from contract.store.inputs import OpenStore, list_inputs
 from contract.store.measured import MeasuredStore
 from contract.store.open import is_path, is_relative, normalised_uri, open_store
 from contract.store.protocol import ObjectStore
-from controller import api, ledger
+from controller import api
 from controller.api import InferenceRun, Resume
 from controller.ledger import Ledger
 from controller.memory import RunMemory
@@ -95,64 +97,71 @@ class RunOpener:
         if rival is not None:
             raise Refused(ConditionType.ACCEPTED, "OutputInUse", rival, retry_s=RIVAL_S)
 
-    def must_restart(self, run: InferenceRun, noted: Ledger) -> bool:
-        """Whether `resume: Restart` asks for a new generation, and this version of the spec has not got one yet."""
-        return run.spec.resume is Resume.RESTART and noted.restarted_for != run.resource_generation
+    async def must_restart(self, run: InferenceRun, noted: Ledger) -> bool:
+        """Whether `resume: Restart` asks for a generation that is not open yet; raises Refused.
+
+        run.json has the last word: `status.memory` may have been lost, and workers of the new generation be at work.
+        """
+        request = self._restart_to_note(run, noted)
+        if request is None:
+            return False
+        with _refusing(run):
+            record = await self._tools.blocking(self._store_of(run).read_record)
+        return record is None or record.opened_for != request
 
     async def open(self, run: InferenceRun, noted: Ledger) -> Ledger:
-        """Open the run in its store, again when what it computes has changed in the spec; raises Refused.
-
-        Other changes, such as of `workers.count`, list no input: an object that has come since would have the run refused.
-        """
-        restarts = self.must_restart(run, noted)
-        is_same = self._opened_as == _asked(run) and not restarts
+        """Open the run in its store, again when what it computes has changed in the spec; raises Refused."""
+        request = self._restart_to_note(run, noted)
+        is_same = self._opened_as == _asked(run) and request is None
         if self._opened is None or not (is_same or self._opened_for == run.resource_generation):
-            noted = await self._open(run, noted, restarts=restarts)
+            await self._open(run, request, has_begun=bool(noted.output_uri))
         # Said each time: what an earlier look found may not have reached the status.
-        if restarts:
+        if request is not None:
             fresh = RunMemory(conditions=noted.memory.conditions)
-            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation, restart_from=None)
+            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation)
         return replace(noted, output_uri=run.spec.output.uri, store_generation=self.opened.record.generation)
 
-    async def _open(self, run: InferenceRun, noted: Ledger, *, restarts: bool) -> Ledger:
-        try:
-            if self._store is None or self._store_uri != run.spec.output.uri:
-                output = self._measured(run.spec.output.uri, "output")
-                self._store_uri = run.spec.output.uri
-                self._store = RunStore(Committer(output, budget_s=STORE_BUDGET_S), new_id=self._tools.new_id)
-            if restarts:
-                noted = await self._begin_restart(self._store, noted)
-            store, uid = self._store, self._resource.key.uid
-            opened = await self._tools.blocking(
+    def _restart_to_note(self, run: InferenceRun, noted: Ledger) -> str | None:
+        """What asks for a new generation, as run.json keeps it; None = nothing does, or it is known to be open."""
+        if run.spec.resume is not Resume.RESTART or noted.restarted_for == run.resource_generation:
+            return None
+        return f"{self._resource.key.uid}/{run.resource_generation}"
+
+    async def _open(self, run: InferenceRun, request: str | None, *, has_begun: bool) -> None:
+        with _refusing(run):
+            store, uid = self._store_of(run), self._resource.key.uid
+            self._opened = await self._tools.blocking(
                 lambda: _opened(
-                    run, store, uid, noted, restarts=restarts, open_input=lambda uri: self._measured(uri, "input")
+                    run, store, uid, request, has_begun=has_begun, open_input=lambda uri: self._measured(uri, "input")
                 )
             )
-        except _PERMANENT as error:
-            kind = ConditionType.ACCEPTED if isinstance(error, (SpecError, IncompatibleRun)) else ConditionType.PLANNED
-            if isinstance(error.__cause__, OSError):
-                message = _path_refusal(run, error, error.__cause__)
-                raise Refused(ConditionType.ACCEPTED, "PathUnusable", message, retry_s=REFUSED_S) from error
-            hint = f"; {_OF_PATHS}" if isinstance(error, SpecError) and any(map(is_path, run.spec.input.uris)) else ""
-            raise Refused(kind, type(error).__name__, f"{error}{hint}", retry_s=REFUSED_S) from error
-        except StoreError as error:
-            raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
-        self._opened, self._opened_for, self._opened_as = opened, run.resource_generation, _asked(run)
-        return noted
+        self._opened_for, self._opened_as = run.resource_generation, _asked(run)
+
+    def _store_of(self, run: InferenceRun) -> RunStore:
+        if self._store is None or self._store_uri != run.spec.output.uri:
+            output = self._measured(run.spec.output.uri, "output")
+            self._store_uri = run.spec.output.uri
+            self._store = RunStore(Committer(output, budget_s=STORE_BUDGET_S), new_id=self._tools.new_id)
+        return self._store
 
     def _measured(self, uri: str, which: str) -> ObjectStore:
         return MeasuredStore(open_store(uri), self._tools.metrics.store_observer(which))
 
-    async def _begin_restart(self, store: RunStore, noted: Ledger) -> Ledger:
-        """Note which generation is left before the next one is opened: a crash in between must not open two."""
-        if noted.restart_from is not None:
-            return noted
-        record = await self._tools.blocking(store.read_record)
-        if record is None:
-            return noted
-        noted = replace(noted, restart_from=record.generation)
-        await self._resource.write_status({"memory": ledger.to_text(noted)})
-        return noted
+
+@contextmanager
+def _refusing(run: InferenceRun) -> Iterator[None]:
+    """Turn what keeps a run from being opened into Refused."""
+    try:
+        yield
+    except _PERMANENT as error:
+        kind = ConditionType.ACCEPTED if isinstance(error, (SpecError, IncompatibleRun)) else ConditionType.PLANNED
+        if isinstance(error.__cause__, OSError):
+            message = _path_refusal(run, error, error.__cause__)
+            raise Refused(ConditionType.ACCEPTED, "PathUnusable", message, retry_s=REFUSED_S) from error
+        hint = f"; {_OF_PATHS}" if isinstance(error, SpecError) and any(map(is_path, run.spec.input.uris)) else ""
+        raise Refused(kind, type(error).__name__, f"{error}{hint}", retry_s=REFUSED_S) from error
+    except StoreError as error:
+        raise Refused(ConditionType.PLANNED, "StoreUnavailable", str(error), retry_s=REFUSED_S / 6) from error
 
 
 def _refuse_relative_paths(run: InferenceRun) -> None:
@@ -180,17 +189,31 @@ def _asked(run: InferenceRun) -> object:
 
 
 def _opened(
-    run: InferenceRun, store: RunStore, uid: str, noted: Ledger, *, restarts: bool, open_input: OpenStore
+    run: InferenceRun, store: RunStore, uid: str, request: str | None, *, has_begun: bool, open_input: OpenStore
 ) -> OpenedRun:
-    """Open the run in its store: what blocks, and so runs in a thread."""
+    """Open the run in its store: what blocks, and so runs in a thread.
+
+    A resource that has begun goes on with its plan, and lists no input: an object that has come since would have the run
+    refused in mid-work. Another resource on the same output may mean what is there now, and is told when that differs.
+
+    Args:
+        run: the spec.
+        store: its output.
+        uid: of the resource.
+        request: asks for a new generation, as run.json keeps it; None = the one that is there will do.
+        has_begun: whether this resource is known to have opened this output before.
+        open_input: how a root URI of the input becomes a store.
+    """
     found = store.read_record()
     if found is None:
         store.probe()
+    restarts = found is not None and request is not None and found.opened_for != request
+    if found is not None and not restarts and (has_begun or found.uid == uid):
+        resumed = store.resumed(run)
+        if resumed is not None:
+            return resumed
     try:
         objects = list_inputs(run.spec.input.uris, shard_bytes=run.spec.input.shard_bytes, open_store=open_input)
     except SpecError as error:
         raise SpecError(f"{error}. {INPUT_AT_FIRST if found is None else INPUT_LATER}") from error
-    has_restarted = found is not None and noted.restart_from is not None and found.generation > noted.restart_from
-    return store.open_run(
-        wanted_record(run, objects, uid=uid), objects, restarts=restarts and found is not None and not has_restarted
-    )
+    return store.open_run(wanted_record(run, objects, uid=uid, opened_for=request), objects, restarts=restarts)

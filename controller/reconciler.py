@@ -123,12 +123,11 @@ class RunReconciler:
             if self._is_over(run, noted) and not self._tools.observation.pods_of(self.key):
                 return await self._retire(run)
             opener.refuse_rival(run)
-            if opener.must_restart(run, noted) and await self._pods.stop_all(Intent.RUN_ENDED):
+            if await opener.must_restart(run, noted) and await self._pods.stop_all(Intent.RUN_ENDED):
                 return self._tools.settings.poll_s
             noted = await opener.open(run, noted)
         except Refused as refused:
-            # A restart that was begun is noted there, and must stay noted.
-            await self._resource.refuse(ledger.from_status(self._resource.status), refused)
+            await self._resource.refuse(noted, refused)
             return refused.retry_s
         return await self._reconcile(run, ledger.retried(noted, self._resource.retry_stamp))
 

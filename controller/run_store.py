@@ -19,6 +19,7 @@ from contract.plan import InputObject, Plan
 from contract.run_record import RunRecord
 from contract.store.commit import Committer
 from contract.store.errors import NotFound, Superseded
+from contract.store.inputs import comparable
 from contract.store.probe import probe
 from contract.store.protocol import ETag, Listed
 from controller.actions import ReleaseShard
@@ -39,13 +40,16 @@ class OpenedRun:
     plan: Plan
 
 
-def wanted_record(run: InferenceRun, objects: tuple[InputObject, ...], *, uid: str) -> RunRecord:
+def wanted_record(
+    run: InferenceRun, objects: tuple[InputObject, ...], *, uid: str, opened_for: str | None = None
+) -> RunRecord:
     """The record of a first generation with the identity that `run` asks for. Pure.
 
     Args:
         run: the spec.
         objects: the input as listed.
         uid: of the run, should it be new.
+        opened_for: the request for a restart that asks for a generation, should it be new; None = there is none.
     """
     spec = run.spec
     return RunRecord(
@@ -60,6 +64,8 @@ def wanted_record(run: InferenceRun, objects: tuple[InputObject, ...], *, uid: s
         version=1,
         commit_id="",
         history=(),
+        input_uris=comparable(spec.input.uris),
+        opened_for=opened_for,
     )
 
 
@@ -84,6 +90,25 @@ class RunStore:
         """run.json, None when there is no run yet. Raises Corrupt or NewerFormat."""
         found = self._read_record()
         return found[0] if found else None
+
+    def resumed(self, run: InferenceRun) -> OpenedRun | None:
+        """The run that is there, with the plan it was begun with; None when only a listing can tell whether it is `run`.
+
+        What has come or gone since under a pattern of the input changes nothing: the plan says what the input is. Workers
+        see by its ETag when an object in it has changed.
+
+        Raises:
+            IncompatibleRun: another model, or the input read otherwise; or an archived run. Nothing was touched.
+        """
+        record = self.read_record()
+        if record is None or record.input_uris != comparable(run.spec.input.uris):
+            return None
+        shards = self._read_plan(record.generation)
+        if shards is None:
+            return None
+        self._refuse_archived(record)
+        self._refuse_other(wanted_record(run, shards.objects, uid=record.uid), record)
+        return OpenedRun(record=record, plan=shards)
 
     def open_run(self, wanted: RunRecord, objects: tuple[InputObject, ...], *, restarts: bool) -> OpenedRun:
         """Create the run, or continue the one that is there; then make sure of its plan.
@@ -119,15 +144,17 @@ class RunStore:
                     self._committer.create_document(layout.RUN_KEY, run_record.to_json(record), commit_id=commit_id)
                     return record
                 current, etag = found
-                if current.is_archived:
-                    raise IncompatibleRun(f"{self.uri}: this run is archived and read-only; choose another output.uri")
-                if not restarts:
+                self._refuse_archived(current)
+                if restarts:
+                    changed = replace(wanted, uid=current.uid, generation=current.generation + 1)
+                else:
                     self._refuse_other(wanted, current)
+                    # An older version did not keep what the spec named; or the spec names the same objects otherwise now.
+                    changed = replace(current, input_uris=wanted.input_uris)
+                if changed == current:
                     return current
                 record = replace(
-                    wanted,
-                    uid=current.uid,
-                    generation=current.generation + 1,
+                    changed,
                     version=current.version + 1,
                     commit_id=commit_id,
                     history=(*current.history, commit_id)[-manifest.HISTORY_LENGTH :],
@@ -137,6 +164,10 @@ class RunStore:
                 continue
             return record
         raise Corrupt(f"{self.uri}/{layout.RUN_KEY}: changed by somebody else {MAX_RACES} times while opening it")
+
+    def _refuse_archived(self, current: RunRecord) -> None:
+        if current.is_archived:
+            raise IncompatibleRun(f"{self.uri}: this run is archived and read-only; choose another output.uri")
 
     def _refuse_other(self, wanted: RunRecord, current: RunRecord) -> None:
         found = run_record.differences(wanted, current)
@@ -153,6 +184,13 @@ class RunStore:
         except NotFound:
             return None
         return run_record.from_json(stored.body, where=f"{self.uri}/{layout.RUN_KEY}"), stored.etag
+
+    def _read_plan(self, generation: int) -> Plan | None:
+        key = layout.build_plan_key(generation)
+        try:
+            return plan.from_json(self._committer.read(key).body, where=f"{self.uri}/{key}")
+        except NotFound:
+            return None
 
     def read_manifests(self, generation: int) -> dict[int, ShardManifest]:
         """All manifests by shard: one listing, and a read of those whose ETag moved since the last call."""
@@ -221,10 +259,8 @@ class RunStore:
         """Whether nothing is left to do in it: it is finished, or every shard is final and some have failed."""
         if self.is_finalized(generation):
             return True
-        try:
-            key = layout.build_plan_key(generation)
-            shards = plan.from_json(self._committer.read(key).body, where=f"{self.uri}/{key}").shards
-        except NotFound:
+        shards = self._read_plan(generation)
+        if shards is None:
             return False
         manifests = self.read_manifests(generation)
-        return all(item.shard in manifests and manifests[item.shard].is_final for item in shards)
+        return all(item.shard in manifests and manifests[item.shard].is_final for item in shards.shards)

@@ -96,6 +96,11 @@ def list_inputs(
     return tuple(sorted(found.values(), key=lambda item: item.uri))
 
 
+def comparable(uris: Iterable[str]) -> tuple[str, ...]:
+    """`uris` in one spelling and order: equal for all ways to name the same places. Lists nothing. Raises SpecError."""
+    return tuple(sorted({normalised_uri(uri) + ("/" if uri.endswith("/") else "") for uri in uris}))
+
+
 def _place(uri: str) -> _Place:
     scheme, _, rest = normalised_uri(uri).partition("://")
     authority, _, key = rest.partition("/")

@@ -162,6 +162,8 @@ def run_record() -> RunRecord:
         commit_id="r2",
         history=("r1", "r2"),
         is_archived=True,
+        input_uris=("s3://in/",),
+        opened_for="uid/3",
     )
 
 

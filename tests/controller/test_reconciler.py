@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ from aiohttp import web
 
 from contract import layout, manifest, names, run_record, settings
 from contract.manifest import Owner
-from contract.store.errors import Unavailable
 from contract.transitions import claimed, first_claim
 from controller import ledger
 from controller.cluster import Object, ObjectChanged, core_path
 from controller.ledger import Ledger
 from controller.observed import Intent
-from controller.run_store import OpenedRun
 from tests.controller.api_server import refusal
 from tests.controller.bench import PODS, RUN, Bench, bench
 
@@ -474,34 +471,6 @@ def test_a_restart_whose_note_was_lost_is_noted_by_the_next_look(tmp_path: Path)
             assert generation_in_store(found) == 2
             assert ledger.from_status(found.status).store_generation == 2
             assert not any(pod["metadata"].get("deletionTimestamp") for pod in found.pods)
-
-    asyncio.run(scenario())
-
-
-def test_a_restart_that_fails_on_its_way_opens_one_generation(tmp_path: Path) -> None:
-    """The store takes run.json and then nothing more for a while: once it does, the plan of that generation is written."""
-
-    async def scenario() -> None:
-        async with bench(tmp_path) as found:
-            await found.until(lambda: len(found.pods) == 2, "two pods")
-            store = found.reconciler._opener.store
-            open_run, tries = store.open_run, itertools.count()
-
-            def failing_twice(*arguments: Any, **options: Any) -> OpenedRun:
-                opened = open_run(*arguments, **options)
-                if next(tries) < 2:
-                    raise Unavailable(layout.RUN_KEY, "away")
-                return opened
-
-            store.open_run = failing_twice  # type: ignore[method-assign]
-            restart(found)
-            await end_first_pods(found)
-            for _ in range(2):
-                await found.until(lambda: "away" in (found.status.get("message") or ""), "the refusal")
-                found.reconciler.wake()
-            await found.until(lambda: '"restartedFor":2' in found.status["memory"], "the restart to be noted")
-
-            assert generation_in_store(found) == 2
 
     asyncio.run(scenario())
 
