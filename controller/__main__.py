@@ -196,7 +196,8 @@ class _Term:
             done, _ = await asyncio.wait((stopping, *tasks, seeing), return_when=asyncio.FIRST_COMPLETED)
             done.discard(seeing)
             if not done:
-                tasks.append(asyncio.create_task(self.runs.keep_listed(self._cluster, namespace), name="list of runs"))
+                listing = self.runs.keep_listed(self._cluster, namespace, tell=self.observation.forget_runs_but)
+                tasks.append(asyncio.create_task(listing, name="list of runs"))
                 kopf = operator(
                     self.runs, connect=connection, namespace=namespace, stop=stop, take_signals=take_signals
                 )

@@ -33,6 +33,8 @@ REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 TAIL_TIMEOUT_S = 10.0
 """For the end of a log, which comes through a kubelet that may be gone."""
+TAILS = 8
+"""Logs read at once, for all runs: kubelets that do not answer must leave connections to everything else."""
 WATCH_SILENCE_S = 75.0
 """Most API servers send a bookmark about once a minute; older ones say nothing where nothing changes. So a watch that is
 silent for longer may be dead, whatever TCP says: it is ended, and begun anew from where it was."""
@@ -132,6 +134,7 @@ class Cluster:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=64), headers={"User-Agent": name}, trust_env=self._info.trust_env
         )
+        self._tails = asyncio.Semaphore(TAILS)
         self.num_requests: dict[str, int] = {}
         """Requests sent, by method."""
 
@@ -148,13 +151,14 @@ class Cluster:
         timeout = aiohttp.ClientTimeout(total=TAIL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         tail = b""
         try:
-            with self._asked("GET") as answered:
-                async with self._session.get(
-                    self._url(path), params=parameters, headers=self._headers(), ssl=self._tls, timeout=timeout
-                ) as response:
-                    async for chunk in response.content.iter_any():
-                        tail = (tail + chunk)[-num_bytes:]
-                    answered(response.status)
+            async with self._tails:
+                with self._asked("GET") as answered:
+                    async with self._session.get(
+                        self._url(path), params=parameters, headers=self._headers(), ssl=self._tls, timeout=timeout
+                    ) as response:
+                        async for chunk in response.content.iter_any():
+                            tail = (tail + chunk)[-num_bytes:]
+                        answered(response.status)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiUnavailable(f"GET {path}: {error!r}") from error
         if response.status >= 300:

@@ -7,7 +7,7 @@ be gone a moment after it said why.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -118,6 +118,12 @@ class Observation:
         _remember(self._gone_runs, run.uid)
         for pod in self.pods_of(run):
             if pod.is_deleted:
+                self.forget(pod.uid)
+
+    def forget_runs_but(self, known: Collection[str]) -> None:
+        """Let go of deleted pods of runs that are not `known` (uids): such a run was deleted while no controller saw it."""
+        for pod in list(self._ended.values()):
+            if pod.run_uid not in known:
                 self.forget(pod.uid)
 
     def _pod_changed(self, before: PodFacts | None, after: PodFacts) -> None:

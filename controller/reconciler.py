@@ -4,7 +4,8 @@
     decide    pure, from the memory in the resource's own status
     write     one patch of the status over the version that was read. Whoever is late (a second controller, an old leader)
               fails here with a conflict, before it has done anything
-    act       the planner's actions in order, up to the first that fails; each is harmless when repeated
+    act       the planner's actions, up to the first that fails; each is harmless when repeated. Shards of the dead are given
+              back first, some at once; ended workers leave beside the looks that follow (`Farewells`)
 
 Nothing that is kept in this object is needed for truth: it may die at any line.
 """
@@ -30,12 +31,14 @@ from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog
 from controller.api import InferenceRun
 from controller.capacity import CapacityChoice, choose_capacity, num_open_shards
 from controller.cluster import ApiUnavailable, Object, ObjectChanged, ObjectMissing
+from controller.farewells import Farewells
 from controller.ledger import Ledger
 from controller.observation import RunKey
 from controller.observed import Intent, Observed, WorkerView
 from controller.opening import RunOpener
 from controller.planner import FOLLOW_UP_S, plan
 from controller.run_resource import Refused, RunResource
+from controller.run_store import RunStore
 from controller.status import status_fields
 from controller.tools import Tools
 from controller.worker_pods import WorkerPods
@@ -54,6 +57,7 @@ class RunReconciler:
         self._resource = RunResource(resource, tools)
         self._opener = RunOpener(self._resource, tools)
         self._pods = WorkerPods(self._resource, tools)
+        self._farewells = Farewells()
         self._tools = tools
 
     @property
@@ -80,6 +84,13 @@ class RunReconciler:
 
     async def work(self) -> None:
         """Reconcile whenever there is reason to, until the run is gone."""
+        try:
+            await self._work()
+        finally:
+            await self._farewells.stop()
+        self._tools.observation.forget_run(self.key)
+
+    async def _work(self) -> None:
         resource = self._resource
         num_failures = 0
         while not resource.is_gone:
@@ -108,7 +119,6 @@ class RunReconciler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(again_s):
                     await resource.changed.wait()
-        self._tools.observation.forget_run(self.key)
 
     async def _turn(self) -> float | None:
         """One reconcile; returns the seconds until the next, None = only when something changes."""
@@ -202,48 +212,48 @@ class RunReconciler:
         workers: tuple[WorkerView, ...],
         capacity: CapacityChoice,
     ) -> bool:
-        """Apply the actions in order; False when one could not be, and the rest waits for a new look."""
+        """Apply the actions; False when one could not be, and the rest waits for a new look."""
+        store, generation = self._opener.store, self._opener.opened.record.generation
+        actions = [action for action in decision.actions if not self._is_under_way(action)]
+        releases = [action for action in actions if isinstance(action, ReleaseShard)]
+        if releases and not await self._tools.blocking(store.release_all, releases, generation):
+            return False
         by_uid = {worker.uid: worker for worker in workers}
-        for action in decision.actions:
-            if not await self._apply(run, action, manifests, by_uid, capacity):
-                return False
-        if decision.actions:
+        logs = {action.uid for action in actions if isinstance(action, KeepLog)}
+        for action in actions:
+            match action:
+                case ForgetWorker():
+                    steps = [partial(self._keep_log, action, store, generation)] if action.uid in logs else []
+                    forget = partial(self._pods.forget, action, by_uid.get(action.uid))
+                    self._farewells.begin(action.uid, *steps, forget=forget)
+                case StopWorker():
+                    await self._pods.stop(action.name, action.uid, action.intent)
+                case StartWorker():
+                    is_on_demand = capacity.is_on_demand(action.slot)
+                    if not await self._pods.start(run, self._opener.opened, action, is_on_demand=is_on_demand):
+                        return False
+                case Finalize():
+                    await self._tools.blocking(store.finalize, generation, manifests)
+        if actions:
             logger.info(
                 "reconciled",
                 extra={
                     **self._resource.where,
                     "phase": decision.status.phase.value,
-                    "actions": [_told(action) for action in decision.actions],
+                    "actions": [_told(action) for action in actions],
                 },
             )
+        self._farewells.raise_failure()
         return True
 
-    async def _apply(
-        self,
-        run: InferenceRun,
-        action: Action,
-        manifests: Mapping[int, ShardManifest],
-        workers: Mapping[str, WorkerView],
-        capacity: CapacityChoice,
-    ) -> bool:
-        store, opened = self._opener.store, self._opener.opened
-        match action:
-            case StartWorker():
-                return await self._pods.start(run, opened, action, is_on_demand=capacity.is_on_demand(action.slot))
-            case StopWorker():
-                await self._pods.stop(action.name, action.uid, action.intent)
-            case ReleaseShard():
-                return await self._tools.blocking(store.release, action, opened.record.generation)
-            case KeepLog():
-                content = await self._pods.log_tail(action.name)
-                if content:
-                    keep = partial(store.keep_log, pod=action.name, uid=action.uid, content=content)
-                    await self._tools.blocking(keep, opened.record.generation)
-            case ForgetWorker():
-                await self._pods.forget(action, workers.get(action.uid))
-            case Finalize():
-                await self._tools.blocking(store.finalize, opened.record.generation, manifests)
-        return True
+    def _is_under_way(self, action: Action) -> bool:
+        return isinstance(action, KeepLog | ForgetWorker) and action.uid in self._farewells
+
+    async def _keep_log(self, worker: ForgetWorker, store: RunStore, generation: int) -> None:
+        content = await self._pods.log_tail(worker.name)
+        if content:
+            keep = partial(store.keep_log, pod=worker.name, uid=worker.uid, content=content)
+            await self._tools.blocking(keep, generation)
 
     async def _retire(self, run: InferenceRun) -> float | None:
         """The run has ended and its pods are gone: delete it when its time is over."""

@@ -7,7 +7,7 @@ next call finds it done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from controller.actions import ReleaseShard
 from controller.api import InferenceRun, model_identity
 
 READERS = 8
-"""Manifests fetched at once."""
+"""Manifests fetched, or changed, at once: no more than an S3 client keeps connections."""
 
 MAX_RACES = 10
 """Other controllers that may change run.json between our read and our put."""
@@ -193,7 +193,10 @@ class RunStore:
             return None
 
     def read_manifests(self, generation: int) -> dict[int, ShardManifest]:
-        """All manifests by shard: one listing, and a read of those whose ETag moved since the last call."""
+        """All manifests by shard: one listing, and a read of those whose ETag moved since the last call.
+
+        Those of another generation, read before, are let go of.
+        """
         listed = [
             entry
             for entry in self._committer.list(layout.build_shards_prefix(generation))
@@ -205,7 +208,8 @@ class RunStore:
                 read = list(pool.map(self._read_manifest, changed))
         else:
             read = [self._read_manifest(entry) for entry in changed]
-        self._seen.update(read)
+        unchanged = {entry.key: self._seen[entry.key] for entry in listed if entry.key in self._seen}
+        self._seen = {**unchanged, **dict(read)}
         return {
             parsed[1]: self._seen[entry.key][1]
             for entry in listed
@@ -216,6 +220,17 @@ class RunStore:
         stored = self._committer.read(entry.key)
         found = manifest.from_json(stored.body, where=f"{self.uri}/{entry.key}")
         return entry.key, (stored.etag, found)
+
+    def release_all(self, actions: Sequence[ReleaseShard], generation: int) -> bool:
+        """Give back shards of dead workers, some at once; False when a manifest has moved on since it was observed.
+
+        Each is tried, whatever becomes of the others. One after another, the shards of a cluster that lost its nodes would
+        keep their replacements waiting for a round trip each.
+        """
+        if len(actions) == 1:
+            return self.release(actions[0], generation)
+        with ThreadPoolExecutor(READERS) as pool:
+            return all([*pool.map(lambda action: self.release(action, generation), actions)])
 
     def release(self, action: ReleaseShard, generation: int) -> bool:
         """Give back the shard of a dead worker; False when its manifest has moved on since it was observed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from contract.errors import SpecError
@@ -111,8 +111,10 @@ class Runs:
         self.is_defined = True
         self._listed_at_s = time.monotonic()
 
-    async def keep_listed(self, cluster: Cluster, namespace: str) -> None:
-        """List for ever."""
+    async def keep_listed(
+        self, cluster: Cluster, namespace: str, *, tell: Callable[[Collection[str]], None] = lambda _uids: None
+    ) -> None:
+        """List for ever; `tell` is told each time of all runs that there are, by uid."""
         while True:
             try:
                 listed, version = await cluster.list_all(run_path(namespace))
@@ -120,6 +122,7 @@ class Runs:
                 logger.warning("runs not listed", extra={"detail": str(error)})
             else:
                 self._listed(listed, version)
+                tell(self._entries.keys())
             await asyncio.sleep(LIST_S)
 
     async def stop(self) -> None:

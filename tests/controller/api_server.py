@@ -40,6 +40,8 @@ class ApiServer:
     objects: dict[str, Object] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     """What `GET pods/NAME/log` gives, by the pod's name."""
+    log_gate: asyncio.Event | None = None
+    """No log is given before it is set."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(method, path) of each."""
     fault: Fault = lambda _method, _path: None
@@ -105,6 +107,8 @@ class ApiServer:
         path, method = request.path, request.method
         if method == "GET" and path.endswith("/log"):
             name = path.split("/")[-2]
+            if self.log_gate is not None:
+                await self.log_gate.wait()
             return web.Response(text=self.logs[name]) if name in self.logs else _refusal(404, "NotFound", path)
         if method == "GET" and "watch" in request.query:
             return await self._watch(request)

@@ -223,3 +223,21 @@ def test_the_end_of_a_log_is_asked_for_once() -> None:
         assert len(server.requests) == 2
 
     run(scenario)
+
+
+def test_logs_that_do_not_come_leave_connections_to_the_rest() -> None:
+    """However many are asked for at once: pods are still created, and the Lease is renewed."""
+
+    async def scenario(server: ApiServer, cluster: Cluster) -> None:
+        server.logs["p"] = "end"
+        server.log_gate = asyncio.Event()
+        tails = [asyncio.create_task(cluster.get_tail(f"{POD}/log", num_bytes=10)) for _ in range(100)]
+        await until(lambda: len(server.requests) == client.TAILS, "the first logs to be asked for")
+        async with asyncio.timeout(client.TAIL_TIMEOUT_S / 2):
+            found = await cluster.get(POD)
+        server.log_gate.set()
+
+        assert found["metadata"]["name"] == "p"
+        assert await asyncio.gather(*tails) == [b"end"] * 100
+
+    run(scenario)

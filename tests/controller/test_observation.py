@@ -52,6 +52,23 @@ def test_a_pod_that_outlives_its_run_is_kept_while_it_lives() -> None:
     asyncio.run(scenario())
 
 
+def test_pods_of_a_run_that_was_deleted_unseen_are_let_go_of() -> None:
+    """No reconciler was ever told of that run, so none forgets its pods; those of other runs stay."""
+
+    async def scenario() -> None:
+        observation = observed()
+        observation.pods.drop("p-1")
+        observation.forget_runs_but({"u-1", "u-2"})
+        kept = observation.pod("p-1")
+        observation.forget_runs_but({"u-2"})
+
+        assert kept is not None
+        assert observation.pod("p-1") is None
+        assert observation.pods_of(RUN) == []
+
+    asyncio.run(scenario())
+
+
 def test_nodes_that_may_not_be_read_are_not_asked_for() -> None:
     """Nothing is known of them then, which is not the same as that they are gone."""
 

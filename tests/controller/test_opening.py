@@ -86,7 +86,7 @@ def test_a_new_controller_goes_on_with_the_plan_of_the_first(tmp_path: Path, *, 
     [
         ({"input": {"uris": ["{}/later.fasta", "{}/in.fasta"], "shardBytes": 8}}, "input.num_objects"),
         ({"input": {"uris": ["{}/*.fasta"], "shardBytes": 9}}, "shardBytes"),
-        ({"model": {"name": "kmer", "parameters": {"k": 3}}}, "model.parameters_json"),
+        ({"output": {"uri": "{}/out", "dtype": "float16"}}, "model.dtype"),
     ],
 )
 def test_a_spec_that_asks_for_another_run_is_refused(tmp_path: Path, parts: dict[str, Any], what: str) -> None:

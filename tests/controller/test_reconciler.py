@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from aiohttp import web
 
 from contract import layout, manifest, names, run_record, settings
 from contract.manifest import Owner
+from contract.store.errors import Unavailable
 from contract.transitions import claimed, first_claim
-from controller import ledger
+from controller import cluster, ledger
 from controller.cluster import Object, ObjectChanged, core_path
 from controller.ledger import Ledger
 from controller.observed import Intent
 from tests.controller.api_server import refusal
-from tests.controller.bench import PODS, RUN, Bench, bench
+from tests.controller.bench import PATIENCE_S, PODS, RUN, Bench, bench
 
 
 def test_pods_are_created_and_the_status_says_so(tmp_path: Path) -> None:
@@ -185,11 +187,9 @@ def test_a_mistyped_input_is_corrected_in_place(tmp_path: Path) -> None:
             mended = {**resource["spec"], "input": {"uris": [str(tmp_path / "in.fasta")], "shardBytes": 8}}
             found.change(RUN, spec=mended, metadata={**resource["metadata"], "generation": 2})
             await found.until(lambda: len(found.pods) == 2, "pods")
-            (tmp_path / "in.fasta").unlink()
-            mended["model"] = {**mended["model"], "maxLength": 100}
-            found.change(RUN, spec=mended, metadata={**resource["metadata"], "generation": 3})
+            found.change(RUN, spec={**mended, **mistyped}, metadata={**resource["metadata"], "generation": 3})
             begun = await found.until(
-                lambda: [item for item in found.status["conditions"] if "in.fasta" in item.get("message", "")],
+                lambda: [item for item in found.status["conditions"] if "im.fasta" in item.get("message", "")],
                 "the input to be missed once more",
             )
 
@@ -378,6 +378,63 @@ def test_a_log_that_is_gone_keeps_nobody_waiting(tmp_path: Path, status: int) ->
 
             assert [method for method, path in found.server.requests if path.endswith("/log")] == ["GET"]
             assert [item.key for item in found.store.list(key)] == []
+
+    asyncio.run(scenario())
+
+
+def logs_asked_for(found: Bench) -> list[str]:
+    """Names of the pods whose logs have been asked for, in that order."""
+    return [path.split("/")[-2] for _, path in found.server.requests if path.endswith("/log")]
+
+
+def test_a_log_that_is_slow_to_come_delays_no_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended pods wait for their logs, each is asked for once; meanwhile their places have new workers."""
+    monkeypatch.setattr(cluster, "TAIL_TIMEOUT_S", PATIENCE_S)
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as found:
+            await found.until(lambda: len(found.pods) == 2, "two pods")
+            found.server.logs.update({"run-0-0": "its last words", "run-1-0": "others"})
+            found.server.log_gate = asyncio.Event()
+            key = crash(found, "run-0-0")
+            await found.until(lambda: "run-0-0" in logs_asked_for(found), "a log to be asked for")
+            crash(found, "run-1-0")
+            await found.until(lambda: "run-1-0" in logs_asked_for(found), "the other log to be asked for")
+            found.sleep(60)
+            for name in ("run-0-1", "run-1-1"):
+                await found.until(lambda name=name: f"{PODS}/{name}" in found.server.objects, name)
+            names_meanwhile = [pod["metadata"]["name"] for pod in found.pods]
+            found.server.log_gate.set()
+            await found.until(lambda: len(found.pods) == 2, "the ended pods to go")
+
+            assert names_meanwhile == ["run-0-0", "run-0-1", "run-1-0", "run-1-1"]
+            assert found.store.get(key).body == b"its last words"
+            assert logs_asked_for(found) == ["run-0-0", "run-1-0"]
+
+    asyncio.run(scenario())
+
+
+def test_a_farewell_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """The log is kept before its pod goes, however often the store has to be asked."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1}}) as found:
+            await found.until(lambda: found.pods, "a pod")
+            store = found.reconciler._opener.store
+            keep_log, tries = store.keep_log, itertools.count()
+
+            def failing_once(*arguments: Any, **options: Any) -> None:
+                if not next(tries):
+                    raise Unavailable("log", "away")
+                keep_log(*arguments, **options)
+
+            store.keep_log = failing_once  # type: ignore[method-assign]
+            found.server.logs["run-0-0"] = "its last words"
+            key = crash(found, "run-0-0")
+            await found.until(lambda: f"{PODS}/run-0-0" not in found.server.objects, "the pod to go")
+
+            assert next(tries) == 2
+            assert found.store.get(key).body == b"its last words"
 
     asyncio.run(scenario())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,9 +69,9 @@ class Bench:
         metadata = {"uid": f"uid-{name}", "creationTimestamp": created}
         return self.server.put(run_path("ns", name), {**found, "metadata": metadata, "status": status})
 
-    def list_soon(self) -> asyncio.Task[None]:
+    def list_soon(self, tell: Callable[[Collection[str]], None] = lambda _uids: None) -> asyncio.Task[None]:
         """List once now, and again in a minute."""
-        return asyncio.create_task(self.runs.keep_listed(self.cluster, ""))
+        return asyncio.create_task(self.runs.keep_listed(self.cluster, "", tell=tell))
 
 
 def run(scenario: Callable[[Bench], Awaitable[None]]) -> None:
@@ -106,6 +106,25 @@ def test_a_list_takes_in_what_the_watch_has_left_out() -> None:
         listing = bench.list_soon()
         await until(lambda: bench.at_work == {"new"}, "the list to be followed")
         listing.cancel()
+
+    run(scenario)
+
+
+def test_each_list_tells_which_runs_there_are() -> None:
+    """Those that only the watch has shown yet as well: what is kept of others can be let go of."""
+
+    async def scenario(bench: Bench) -> None:
+        told: list[set[str]] = []
+        bench.put("listed")
+        unlisted = bench.put("unlisted")
+        bench.server.objects.pop(run_path("ns", "unlisted"))
+        unlisted["metadata"]["resourceVersion"] = "1000"
+        bench.runs.watched(unlisted, is_deleted=False)
+        listing = bench.list_soon(lambda uids: told.append(set(uids)))
+        await until(lambda: told, "the list")
+        listing.cancel()
+
+        assert told == [{"uid-listed", "uid-unlisted"}]
 
     run(scenario)
 
