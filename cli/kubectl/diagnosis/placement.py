@@ -14,6 +14,7 @@ from cli.kubectl.diagnosis.finding import Finding, Severity, age_s, few, recent
 from cli.kubectl.facts import Facts, Node, Pod, Run
 from cli.texts import duration_text
 from contract.names import LABEL_RUN
+from controller.pod_template import label_value
 
 UNSCHEDULED_S = 30.0
 """A scheduler that is alive has said something of a new pod by then."""
@@ -158,7 +159,8 @@ def _on_cpus(run: Run) -> str:
 
 def _renew(run: Run) -> str:
     """A worker that waits keeps the requests it was made with; its place is taken by one with the new ones."""
-    return f"kubectl delete pods -n {run.namespace} -l {LABEL_RUN}={run.name} --field-selector status.phase=Pending"
+    selected = f"-l {LABEL_RUN}={label_value(run.name)} --field-selector status.phase=Pending"
+    return f"kubectl delete pods -n {run.namespace} {selected}"
 
 
 def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None, spec: str) -> tuple[str, str, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cli.kubectl.diagnosis.finding import RECENT, Finding, Severity, failure_text, few
-from cli.kubectl.facts import Facts, Run, without_shard
+from cli.kubectl.facts import Facts, Pod, Run, without_shard
 from cli.texts import duration_text
 from contract.names import ConditionType, FailureClass
 from controller.failure_policy import FREE
@@ -32,8 +32,8 @@ def breaker(facts: Facts, run: Run) -> Iterator[Finding]:
         severity=Severity.STOPS,
         summary=f"The run's circuit breaker is open: its workers failed so often that none is started.{until}",
         evidence=" | ".join(filter(None, [condition.message, failure_text(run.last_failures, told=condition.message)])),
-        fix=f"kubectl inferencerun retry {run.name} -n {run.namespace}\n"
-        "once what is seen is mended; a changed spec, or a commit of the worker that tries, closes the breaker as well",
+        fix=f"kubectl inferencerun retry {run.name} -n {run.namespace}   # once it is mended\n"
+        "a changed spec, or a commit of the worker that tries, closes the breaker as well",
     )
 
 
@@ -65,13 +65,18 @@ def failures(facts: Facts, run: Run) -> Iterator[Finding]:
         )
 
 
+PODS_NAMED = 5
+"""In one command."""
 SLOW_S = 120.0
 """A worker on a slow disk may take so long until it asks for a shard."""
 
 
 def idle(facts: Facts, run: Run) -> Iterator[Finding]:
     """Workers that run and take no shard: most often they cannot reach the store."""
-    idle_s = without_shard(run, facts.pods or (), facts.now)
+    # The manifests are newer than what the controller remembers.
+    holders = {item.pod for item in facts.store.held} if facts.store is not None else set()
+    found = without_shard(run, facts.pods or (), facts.now)
+    idle_s = {pod: seconds for pod, seconds in found.items() if pod.name not in holders}
     if not idle_s:
         return
     waited_s = max(idle_s.values())
@@ -87,7 +92,7 @@ def idle(facts: Facts, run: Run) -> Iterator[Finding]:
             "the store does not answer them.",
             evidence=f"the log of {last.pod}: no answer from {last.store} at {last.endpoint or 'its endpoint'} "
             f"for {duration_text(last.silent_s)}: {last.detail}",
-            fix=_reach_fix(run, pod, is_s3=last.store.startswith("s3:"), endpoint=last.endpoint),
+            fix=_reach_fix(run, [*idle_s], is_s3=last.store.startswith("s3:"), endpoint=last.endpoint),
         )
         return
     yield Finding(
@@ -100,25 +105,19 @@ def idle(facts: Facts, run: Run) -> Iterator[Finding]:
     )
 
 
-def _reach_fix(run: Run, pod: str, *, is_s3: bool, endpoint: str) -> str:
+def _reach_fix(run: Run, pods: Sequence[Pod], *, is_s3: bool, endpoint: str) -> str:
     """What lets workers reach their store."""
+    named = " ".join(sorted(pod.name for pod in pods)[:PODS_NAMED])
     setting = (
-        f"kubectl edit irun {run.name} -n {run.namespace}",
-        f"a store of your own is asked only if spec.workers.template says where it is (now {endpoint} is asked):",
+        f"kubectl edit irun {run.name} -n {run.namespace}   # spec.workers.template, for a store of your own:",
         "  spec:",
         "    containers:",
         "      - name: worker",
         '        env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]',
-        f"kubectl delete pod {pod} -n {run.namespace}",
-        "as do all workers that were made before the change: its place is taken by one with the new template",
+        f"kubectl delete pod {named} -n {run.namespace}   # a worker keeps the template it was made with",
     )
-    return "\n".join(
-        (
-            *(setting if is_s3 else ()),
-            f"kubectl get networkpolicy -n {run.namespace}",
-            "the workers' egress to that endpoint must be allowed",
-        )
-    )
+    policy = f"kubectl get networkpolicy -n {run.namespace}   # egress to {endpoint or 'the endpoint'} must be allowed"
+    return "\n".join((*(setting if is_s3 else ()), policy))
 
 
 def silence(facts: Facts, run: Run) -> Iterator[Finding]:

@@ -534,19 +534,19 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         make_facts(replace(UNCLAIMED, num_running_shards=1), silences=(SILENCE,)),
         "StoreUnreached",
         Severity.HINDERS,
-        """kubectl edit irun swissprot -n proteins
-a store of your own is asked only if spec.workers.template says where it is (now https://bucket.s3.amazonaws.com is asked):
+        """kubectl edit irun swissprot -n proteins   # spec.workers.template, for a store of your own:
   spec:
     containers:
       - name: worker
         env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]
-""",
+kubectl delete pod swissprot-0-0 -n proteins   # a worker keeps the template it was made with
+kubectl get networkpolicy -n proteins   # egress to https://bucket.s3.amazonaws.com must be allowed""",
     ),
     "another store that workers do not reach": (
         make_facts(UNCLAIMED, silences=(replace(SILENCE, store="gs://bucket/out"),)),
         "StoreUnreached",
         Severity.STOPS,
-        " kubectl get networkpolicy -n proteins\n",
+        "plan.json: connect timeout kubectl get networkpolicy -n proteins",
     ),
     "no shard taken yet": (
         make_facts(UNCLAIMED),
@@ -744,6 +744,10 @@ WELL = {
     "a failure before somebody stepped in": make_facts(make_run(begun_at=ago(30), last_failures=(failure(),))),
     "a worker that has just begun": make_facts(replace(UNCLAIMED, idle={"uid": ago(20)})),
     "a worker without a shard, and none free": make_facts(replace(UNCLAIMED, num_running_shards=2)),
+    "a worker that has a shard by now": make_facts(
+        UNCLAIMED,
+        store=Store(held=(HeldShard(shard=3, pod="swissprot-0-0", node="a", silent_s=2, is_stale=False),)),
+    ),
     "a worker without a shard that leaves": make_facts(UNCLAIMED, pods=(make_pod(deletion_at=ago(5)),)),
     "a controller that is starting": make_facts(
         controller_pods=(replace(CONTROLLER, waiting_reason="ContainerCreating"),)
@@ -805,7 +809,7 @@ def test_what_opened_the_breaker_is_said_once() -> None:
     assert found.evidence == (
         "no worker is started: OOMKilled; more memory | last failure: OutOfMemory, swissprot-1-3 on node-b"
     )
-    assert found.fix.splitlines()[0] == "kubectl inferencerun retry swissprot -n proteins"
+    assert found.fix.startswith("kubectl inferencerun retry swissprot -n proteins ")
 
 
 @pytest.mark.parametrize("message", ["GPU", "no GPU node", "too many"])

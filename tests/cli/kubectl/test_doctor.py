@@ -288,14 +288,13 @@ def test_workers_that_do_not_reach_their_store_are_found_by_what_they_say(cluste
     assert result.exit_code == 1
     assert "1 worker(s) have taken no shard for 40 s: the store does not answer them." in result.stdout
     assert "no answer from s3://b/out at http://s3 for 23 s: connection refused" in result.stdout
-    assert result.stdout.splitlines()[4:11] == [
-        "   do:   kubectl edit irun swissprot -n proteins",
-        "         a store of your own is asked only if spec.workers.template says where it is (now http://s3 is asked):",
+    assert result.stdout.splitlines()[4:10] == [
+        "   do:   kubectl edit irun swissprot -n proteins   # spec.workers.template, for a store of your own:",
         "           spec:",
         "             containers:",
         "               - name: worker",
         '                 env: [{name: AWS_ENDPOINT_URL_S3, value: "http://HOST:PORT"}]',
-        "         kubectl delete pod swissprot-0-0 -n proteins",
+        "         kubectl delete pod swissprot-0-0 -n proteins   # a worker keeps the template it was made with",
     ]
 
 
