@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.kubectl.diagnosis.diagnose import diagnose
 from cli.kubectl.facts import (
     SPEC_FIELDS,
     STATUS_FIELDS,
     ControllerPod,
     Definition,
+    Facts,
     Pod,
     Store,
     read_controller_pod,
@@ -27,6 +30,7 @@ from cli.kubectl.facts import (
 )
 from cli.kubectl.gathering import _input_problem, clock_skew_s, look_at_store
 from contract.logs import STORE_BACK, STORE_SILENT, JsonFormatter
+from contract.names import ANNOTATION_RETRY
 from contract.store.local import LocalStore
 from contract.store.memory import MemoryStore
 from controller import ledger
@@ -36,6 +40,7 @@ from tests.cli.kubectl.cluster import CREATED, NAMESPACE, RUNS, FakeCluster
 from tests.cli.kubectl.test_commands import STATUS
 from tests.cli.outputs import make_output
 from tests.controller.api_server import refusal
+from tests.controller.bench import RUN, Bench, bench
 
 ROOT = Path(__file__).resolve().parents[3]
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/inferenceruns.inferencerun.dev"
@@ -322,6 +327,41 @@ def test_what_the_controller_remembers_bounds_what_hinders_now() -> None:
     assert (known.failing_since, known.begun_at) == (at, at)
     assert (forgiven.failing_since, forgiven.begun_at) == (None, None)
     assert (damaged.failing_since, damaged.begun_at) == (damaged.created_at, None)
+
+
+def test_what_a_controller_writes_is_what_doctor_reads(tmp_path: Path) -> None:
+    """Since when a worker holds nothing; that its end hinders; and that it does no more once somebody has stepped in."""
+
+    def seen(found: Bench) -> Facts:
+        run, *pods = (
+            {**item, "metadata": {"creationTimestamp": CREATED, **item["metadata"]}}
+            for item in (found.server.objects[RUN], *found.pods)
+        )
+        return Facts(now=found.now, run=read_run(run), pods=tuple(map(read_pod, pods)))
+
+    def told(found: Bench) -> list[tuple[str, str]]:
+        return [(item.code, item.severity.value) for item in diagnose(seen(found))]
+
+    async def scenario() -> None:
+        async with bench(tmp_path, {"workers": {"count": 1}}) as found:
+            await found.until(lambda: found.pods, "a worker")
+            found.run_pod("run-0-0")
+            await found.until(lambda: seen(found).run.idle, "it to be seen without a shard")  # type: ignore[union-attr]
+            before = told(found)
+            found.now += timedelta(seconds=130)
+
+            assert before == []
+            assert told(found) == [("NoShardTaken", "stops")]
+
+            found.end_pod("run-0-0", exitCode=75, reason="Error")
+            await found.until(lambda: ("WorkersTransient", "hinders") in told(found), "its end to be told")
+            found.now += timedelta(seconds=1)
+            resource = found.server.objects[RUN]
+            annotations = {ANNOTATION_RETRY: found.now.isoformat()}
+            found.change(RUN, metadata={**resource["metadata"], "annotations": annotations})
+            await found.until(lambda: "WorkersTransient" not in dict(told(found)), "it to be history")
+
+    asyncio.run(scenario())
 
 
 def test_a_memory_that_cannot_be_read_is_passed_over_in_silence(
