@@ -10,7 +10,7 @@ NODES ?= 1
 GATED := contract/*.py contract/store/*.py \
 	$(patsubst %,controller/%.py,api fields observed actions memory status codec planner failure_policy consequences \
 	judgement breaker conditions pod_template strategic_merge pods ledger \
-	capacity eviction_rate checkpoint_interval replacements) \
+	capacity eviction_rate checkpoint_interval replacements wording) \
 	$(patsubst %,worker/%.py,batching progress shards) \
 	cli/texts.py cli/kubectl/facts.py cli/kubectl/log_lines.py cli/kubectl/diagnosis/*.py
 empty :=

@@ -438,9 +438,7 @@ def _configuration(case: _Case) -> Verdict | None:
         if case.manifest is not None:
             return replace(refused, charged_to=Charge.SHARD)
         # Applying what has not changed does nothing on a cluster, though the mistake may have been in an image.
-        advice = (
-            "mend what the message names, then apply the run again, or 'inferencerun retry' it if it has not changed"
-        )
+        advice = "mend what the message names, then apply the run again, or 'inferencerun retry' if it has not changed"
         return replace(refused, advice=advice)
     if case.code == ExitCode.STORE_REFUSED:
         advice = "check the credentials and the buckets of input.uris and output.uri"

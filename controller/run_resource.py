@@ -24,6 +24,7 @@ from controller.memory import RunMemory
 from controller.observation import RunKey
 from controller.tools import Tools
 from controller.watches import is_newer
+from controller.wording import NamedRun, reworded
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,12 @@ class RunResource:
         """Keys for log lines."""
         return {"namespace": self.key.namespace, "run": self.key.name}
 
+    @property
+    def _named(self) -> NamedRun:
+        """The run for texts about it."""
+        output = (self.current.get("spec") or {}).get("output") or {}
+        return NamedRun(name=self.key.name, namespace=self.key.namespace, output_uri=str(output.get("uri")))
+
     def begin_look(self) -> None:
         """What is decided from here on rests on the version seen now; one that comes meanwhile is not written over."""
         self._read_version = self.current["metadata"]["resourceVersion"]
@@ -127,6 +134,7 @@ class RunResource:
     async def write_status(self, wanted: dict[str, Any]) -> None:
         """Patch the status over the version that was read; nothing when it says so already. Raises ObjectChanged."""
         metadata, current = self.current["metadata"], self.status
+        wanted = _worded(wanted, self._named)
         if all(_plain(value) == _plain(current.get(name)) for name, value in wanted.items()):
             return
         body = {"metadata": {"resourceVersion": self._read_version}, "status": _patch_of(wanted)}
@@ -136,12 +144,13 @@ class RunResource:
 
     async def refuse(self, noted: Ledger, refused: Refused) -> None:
         """Say why the run does not go on. Its pods, should it have any, are left alone."""
+        message = reworded(refused.message, self._named)
         generation = self.current["metadata"].get("generation", 1)
         condition = Condition(
             type=refused.kind,
             status="False",
             reason=refused.reason,
-            message=refused.message,
+            message=message,
             observed_generation=generation,
         )
         # An earlier refusal has been got over: this one would not have been met otherwise.
@@ -152,21 +161,21 @@ class RunResource:
         ]
         conditions = merged(noted.memory.conditions, (*others, condition), now=self._tools.now())
         is_new = not any(
-            item.type is refused.kind and item.reason == refused.reason and item.message == refused.message
+            item.type is refused.kind and item.reason == refused.reason and item.message == message
             for item in noted.memory.conditions
         )
         await self.write_status(
             {
                 "phase": self.phase or Phase.PENDING.value,
-                "message": refused.message,
+                "message": message,
                 "observedGeneration": generation,
                 "conditions": [codec.to_fields(item) for item in conditions],
                 "memory": ledger.to_text(noted),
             }
         )
         if is_new:
-            logger.warning("run refused", extra={**self.where, "reason": refused.reason, "detail": refused.message})
-            self._tools.events.emit(self.current, refused.reason, refused.message, is_warning=True)
+            logger.warning("run refused", extra={**self.where, "reason": refused.reason, "detail": message})
+            self._tools.events.emit(self.current, refused.reason, message, is_warning=True)
 
     async def confess(self, error: Exception) -> None:
         """Say in a condition that it is the controller that fails, not the run. Best effort."""
@@ -192,6 +201,7 @@ class RunResource:
         if before.get("phase") != status.phase.value:
             is_warning = status.phase in {Phase.FAILED, Phase.CIRCUIT_OPEN}
             text = status.message or f"{status.progress.records} records done, {status.shards.total} shards"
+            text = reworded(text, self._named)
             events.emit(self.current, status.phase.value, text, is_warning=is_warning)
             logger.info(
                 "phase changed",
@@ -203,7 +213,7 @@ class RunResource:
                 text = f"{note.pod} on {note.node or 'no node'}: {note.evidence}" + (
                     f"; {note.advice}" if note.advice else ""
                 )
-                events.emit(self.current, note.failure_class.value, text, is_warning=True)
+                events.emit(self.current, note.failure_class.value, reworded(text, self._named), is_warning=True)
 
     def tell_capacity(self, off_spot_until: datetime | None) -> None:
         """An Event for the run's leaving spot capacity as a whole, and for its return."""
@@ -237,6 +247,17 @@ class RunResource:
             self.current = resource
             if resource["metadata"].get("generation") != generation:
                 self.changed.set()
+
+
+def _worded(wanted: Mapping[str, Any], run: NamedRun) -> dict[str, Any]:
+    """A status whose sentences name what its readers can call: they have the run in a cluster. Pure."""
+    worded = {**wanted}
+    if "message" in wanted:
+        worded["message"] = reworded(wanted["message"], run)
+    for name, part in (("conditions", "message"), ("lastFailures", "advice")):
+        if name in wanted:
+            worded[name] = [{**item, part: reworded(item[part], run)} for item in wanted[name]]
+    return worded
 
 
 def _plain(value: Any) -> Any:

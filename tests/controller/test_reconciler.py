@@ -199,6 +199,31 @@ def test_a_mistyped_input_is_corrected_in_place(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_said_in_a_cluster_names_what_works_there(tmp_path: Path) -> None:
+    """Condition, message and Event of a run that asks for another model speak of its spec, not of the local command."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as found:
+            await found.until(lambda: len(found.pods) == 2, "pods")
+            resource = found.server.objects[RUN]
+            other = {**resource["spec"], "model": {**resource["spec"]["model"], "maxLength": 100}}
+            found.change(RUN, spec=other, metadata={**resource["metadata"], "generation": 2})
+            refused = await found.until(
+                lambda: [item for item in found.status["conditions"] if item["reason"] == "IncompatibleRun"],
+                "the model to be refused",
+            )
+            events = await found.until(
+                lambda: [item for item in found.server.of_kind("events") if item["reason"] == "IncompatibleRun"],
+                "an Event",
+            )
+
+            for text in (refused[0]["message"], found.status["message"], events[0]["message"]):
+                assert "open a new generation with spec.resume: Restart" in text
+                assert "--restart" not in text
+
+    asyncio.run(scenario())
+
+
 def label(pod: Object) -> str:
     """The capacity that a pod was started on."""
     return str(pod["metadata"]["labels"].get(names.LABEL_CAPACITY))
