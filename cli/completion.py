@@ -14,8 +14,9 @@ from cli.texts import printable
 def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script of SHELL, to be read when a shell starts.
 
-    bash: eval "$(inferencerun completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit;
-    fish: inferencerun completion fish > ~/.config/fish/completions/inferencerun.fish
+    For PROGRAM, which is inferencerun or kubectl-inferencerun:
+    bash: eval "$(PROGRAM completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit;
+    fish: PROGRAM completion fish > ~/.config/fish/completions/PROGRAM.fish
     """
     root = ctx.find_root().command
     program = printable(root.name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import click
 
-from cli.output import open_output, read_manifests
-from cli.present import generation_option, json_option, output_argument, print_json, print_table
+from cli.output import Output, open_output, read_manifests
+from cli.present import generation_option, json_option, output_argument, print_json, print_table, wording
 from contract.layout import build_log_key, build_logs_prefix
 from contract.manifest import ShardManifest, stamp
 
@@ -26,32 +26,45 @@ def command(output_uri: str, generation: int | None, num_last: int, *, as_json: 
     LOG is where the end of the worker's log lies, below the output's URI. Workers that failed before they held a shard
     have no attempt; of them there is the log alone.
     """
-    output = open_output(output_uri, generation)
+    fields = failure_fields(open_output(output_uri, generation))
+    fields["attempts"] = fields["attempts"][:num_last]
+    if as_json:
+        print_json(fields)
+    else:
+        print_failures(fields)
+
+
+def failure_fields(output: Output) -> dict[str, Any]:
+    """What the store tells of failures, for JSON: all ended attempts, the newest first."""
     manifests = read_manifests(output).readable
     kept = frozenset(item.key for item in output.committer.list(build_logs_prefix(output.generation)))
-    attempts, failed = last_attempts(manifests, num_last, kept), failed_shards(manifests)
-    others = sorted(kept - log_keys(manifests))
-    if as_json:
-        print_json({"attempts": attempts, "failedShards": failed, "otherLogs": others})
-        return
+    return {
+        "attempts": ended_attempts(manifests, kept),
+        "failedShards": failed_shards(manifests),
+        "otherLogs": sorted(kept - log_keys(manifests)),
+    }
+
+
+def print_failures(fields: Mapping[str, Any]) -> None:
+    """The same as tables."""
     print_table(
         ("ENDED", "SHARD", "EPOCH", "CLASS", "COUNTS", "POD", "NODE", "EVIDENCE", "LOG"),
         (
             [item[name] for name in ("endedAt", "shard", "epoch", "class", "counted", "pod", "node", "evidence", "log")]
-            for item in attempts
+            for item in fields["attempts"]
         ),
         empty="No attempt has ended.",
     )
-    if failed:
+    if fields["failedShards"]:
         click.echo()
         print_table(
             ("FAILED SHARD", "CLASS", "DETAIL"),
-            ((item["shard"], item["class"], item["detail"]) for item in failed),
+            ((item["shard"], item["class"], wording.get()(item["detail"])) for item in fields["failedShards"]),
             empty="",
         )
-    if others:
+    if fields["otherLogs"]:
         click.echo()
-        print_table(("LOG OF A WORKER THAT HELD NO SHARD",), ([key] for key in others), empty="")
+        print_table(("LOG OF A WORKER THAT HELD NO SHARD",), ([key] for key in fields["otherLogs"]), empty="")
 
 
 def log_keys(manifests: Sequence[ShardManifest]) -> frozenset[str]:
@@ -61,10 +74,8 @@ def log_keys(manifests: Sequence[ShardManifest]) -> frozenset[str]:
     )
 
 
-def last_attempts(
-    manifests: Sequence[ShardManifest], num_last: int, logs: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    """The newest attempts of all shards, newest first, each with the key of its log's end if that is among `logs`. Pure."""
+def ended_attempts(manifests: Sequence[ShardManifest], logs: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Attempts of all shards, newest first, each with the key of its log's end if that is among `logs`. Pure."""
     ended = sorted(
         ((attempt, manifest.shard, manifest.generation) for manifest in manifests for attempt in manifest.attempts),
         key=lambda pair: pair[0].ended_at,
@@ -84,7 +95,7 @@ def last_attempts(
             "evidence": attempt.evidence,
             "log": key if (key := build_log_key(generation, attempt.pod, attempt.uid)) in logs else None,
         }
-        for attempt, shard, generation in ended[:num_last]
+        for attempt, shard, generation in ended
     ]
 
 

@@ -105,11 +105,7 @@ def open_output(uri: str, generation: int | None = None) -> Output:
     """
     store = open_store(uri)
     committer = Committer(store)
-    try:
-        stored = committer.read(RUN_KEY)
-    except NotFound as error:
-        raise SpecError(f"{store.uri}: no run here ({RUN_KEY} is missing); give the run's output.uri") from error
-    record = run_format.from_json(stored.body, where=RUN_KEY)
+    record, etag = _read_record(committer)
     chosen = record.generation if generation is None else generation
     if not 1 <= chosen <= record.generation:
         raise SpecError(f"{store.uri}: generation {chosen} does not exist; the run has 1 to {record.generation}")
@@ -123,10 +119,25 @@ def open_output(uri: str, generation: int | None = None) -> Output:
         store=store,
         committer=committer,
         record=record,
-        record_etag=stored.etag,
+        record_etag=etag,
         generation=chosen,
         stored_plan=plan,
     )
+
+
+def read_record(uri: str) -> RunRecord:
+    """What run.json says under `uri`; raises as `open_output`."""
+    return _read_record(Committer(open_store(uri)))[0]
+
+
+def _read_record(committer: Committer) -> tuple[RunRecord, ETag]:
+    try:
+        stored = committer.read(RUN_KEY)
+    except NotFound as error:
+        raise SpecError(
+            f"{committer.store.uri}: no run here ({RUN_KEY} is missing); give the run's output.uri"
+        ) from error
+    return run_format.from_json(stored.body, where=RUN_KEY), stored.etag
 
 
 def list_manifests(output: Output) -> dict[int, Listed]:

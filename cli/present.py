@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import click
@@ -25,6 +26,14 @@ generation_option = click.option(
     help="Which generation to read; the current one if not given.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON line on standard output.")
+
+wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
+"""How a text that says what to do next is said: by the plug-in in its own words, as they are otherwise."""
+
+
+def say(text: str) -> None:
+    """A line that names commands, on standard output."""
+    click.echo(wording.get()(text))
 
 
 def print_json(fields: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ input and from failing programs, so `text` is the only way in for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
 
 from cli.report_charts import (
@@ -59,8 +59,8 @@ USES = {
 }
 
 
-def build_page(content: ReportContent, *, style: str) -> str:
-    """The whole document; `style` is its CSS."""
+def build_page(content: ReportContent, *, style: str, words: Callable[[str], str] = str) -> str:
+    """The whole document; `style` is its CSS, `words` how a text that names commands is said."""
     title = f"{text(content.record.name)} · {text(content.summary['phase'])} · inferencerun"
     sections = (
         _head(content),
@@ -68,7 +68,7 @@ def build_page(content: ReportContent, *, style: str) -> str:
         _progress(content),
         _workers(content),
         _time(content),
-        _shards(content),
+        _shards(content, words),
         _failures(content),
         _quarantine(content),
         _sizes(content),
@@ -276,16 +276,16 @@ def _time(content: ReportContent) -> str:
     return _section("Where worker time went", bar + table + note)
 
 
-def _shards(content: ReportContent) -> str:
+def _shards(content: ReportContent, words: Callable[[str], str]) -> str:
     counts = content.summary["shards"]
     line = " · ".join(f"{number:,} {text(name)}" for name, number in counts.items() if number and name != "total")
     failed = ""
     if content.failed_shards:
         failed = "<h3>Failed for good</h3>" + _table(
             ("Shard", "Class", "What to do"),
-            ((str(item.shard), item.failure_class, item.detail) for item in content.failed_shards),
+            ((str(item.shard), item.failure_class, words(item.detail)) for item in content.failed_shards),
         )
-        failed += f"<p>Then <code>inferencerun retry {text(content.output)}</code>.</p>"
+        failed += f"<p>Then <code>{text(words(f'inferencerun retry {content.output}'))}</code>.</p>"
     stale = content.summary["stale"]
     silent = f"<p>{len(stale):,} are held without a commit for over ten minutes.</p>" if stale else ""
     table = _details("Table of open shards", _open_shards(content.shards))

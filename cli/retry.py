@@ -13,7 +13,7 @@ from cli.output import (
     replace_manifest,
     withdraw_success,
 )
-from cli.present import json_option, output_argument, print_json
+from cli.present import json_option, output_argument, print_json, say
 from contract.manifest import ShardManifest, ShardStatus
 from contract.store.errors import Superseded
 from contract.transitions import requeued
@@ -60,7 +60,7 @@ def command(output_uri: str, *, with_quarantined: bool, as_json: bool) -> None:
     else:
         click.echo(f"{len(shards)} shard(s) set back to pending, {num_records} quarantined record(s) among them")
         if held:
-            click.echo(
+            say(
                 f"not changed, held by a worker or just changed: {', '.join(map(str, held))}; stop the run, then repeat"
             )
     if held:

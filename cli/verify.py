@@ -21,7 +21,7 @@ from cli.output import (
     replace_manifest,
     withdraw_success,
 )
-from cli.present import generation_option, json_option, output_argument, print_json
+from cli.present import generation_option, json_option, output_argument, print_json, say
 from cli.texts import printable, size_text
 from cli.verification import Report, verify
 from contract.plan import InputObject, Shard
@@ -59,13 +59,11 @@ def command(output_uri: str, generation: int | None, *, no_input: bool, is_reque
     else:
         _print_report(report)
         if is_requeue:
-            click.echo(
+            say(
                 f"requeued: the corrupt checkpoints of {len(report.corrupt.keys() - held)} shard(s); start the run again"
             )
         for shard in held:
-            click.echo(
-                f"not requeued: shard {shard} is held by a worker or has just changed; stop the run, then repeat"
-            )
+            say(f"not requeued: shard {shard} is held by a worker or has just changed; stop the run, then repeat")
     if report.problems:
         raise click.exceptions.Exit(1)
 
@@ -135,8 +133,8 @@ def _progress(total_bytes: int) -> Iterator[Callable[[Shard], None]]:
 def _print_report(report: Report) -> None:
     for item in report.problems:
         place = f", {item.place}" if item.place else ""
-        click.echo(f"{printable(item.object)}{printable(place) if place else ''}: {printable(item.problem)}")
-        click.echo(f"    {item.remedy}")
+        say(f"{printable(item.object)}{printable(place) if place else ''}: {printable(item.problem)}")
+        say(f"    {item.remedy}")
     verdict = "OFF" if report.problems else "fine" if report.is_finished else "fine so far"
     click.echo(
         f"{verdict}: {len(report.problems)} problem(s) in {report.shards} shards and {report.checkpoints} checkpoints; "

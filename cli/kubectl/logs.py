@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import click
 
-from cli.kubectl.api import ApiUnreachable, core_path
+from cli.kubectl.api import ApiUnreachable, Object, core_path
 from cli.kubectl.change import OVER, phase_of
 from cli.kubectl.log_lines import readable
-from cli.kubectl.on_store import explained
+from cli.kubectl.on_store import explained, own_generation
 from cli.kubectl.options import Access, cluster_options, run_argument
 from cli.kubectl.runs import find_run, output_uri, pods_of
 from cli.output import open_output
@@ -60,9 +60,9 @@ def command(
         raise click.UsageError("workers that are gone say nothing more: take --follow or --previous")
     run = find_run(access, run_name)
     if previous:
-        tails = kept_tails(output_uri(run), pod_name=pod_name, slot=slot)
+        tails = kept_tails(run, pod_name=pod_name, slot=slot)
         if not tails:
-            raise SpecError(f"{run_name}: no such worker has left a log; only those that fail do, with the last 64 KiB")
+            raise SpecError(f"{run_name}: no such worker has left a log; {_kept_text(run)}")
         for worker, lines in tails:
             click.echo(f"== {printable(worker)}")
             for line in lines if tail < 0 else lines[len(lines) - min(tail, len(lines)) :]:
@@ -84,6 +84,8 @@ def command(
         return
     started = [pod for pod in chosen() if pod.started_at is not None]
     if not started:
+        if phase_of(run) in OVER:
+            raise SpecError(_over_text(access, run))
         raise SpecError(
             f"{run_name}: no such worker has started; '{access.command('status', run_name)}' lists those there are, "
             f"'{access.command('logs', run_name)} --previous' shows those that failed and are gone"
@@ -92,17 +94,32 @@ def command(
         _say_all(lines_of(access, pod, tail=tail), saying(pod))
 
 
-def kept_tails(uri: str, *, pod_name: str | None, slot: int | None) -> list[tuple[str, list[str]]]:
+def _over_text(access: Access, run: Object) -> str:
+    """Why a run that is over says nothing more, and what is left of what its workers said."""
+    name = run["metadata"]["name"]
+    return (
+        f"{name}: it is over ({phase_of(run)}), and the pods of its workers are gone with their logs; {_kept_text(run)}. "
+        f"'{access.command('logs', name)} --previous' shows those"
+    )
+
+
+def _kept_text(run: Object) -> str:
+    generation = own_generation(run)
+    where = f", below {output_uri(run)}/{build_logs_prefix(generation)}" if generation is not None else ""
+    return f"only of workers that fail the end is kept: 64 KiB in the store{where}"
+
+
+def kept_tails(run: Object, *, pod_name: str | None, slot: int | None) -> list[tuple[str, list[str]]]:
     """(worker, lines) of the latest PREVIOUS_SHOWN logs kept in the store, the newest at the end.
 
     Args:
-        uri: of the output.
+        run: whose output to read.
         pod_name: only this worker; None = all.
         slot: only workers of this slot; None = all.
     """
     found = []
-    with explained(uri):
-        output = open_output(uri)
+    with explained(run):
+        output = open_output(output_uri(run))
         listed = sorted(output.committer.list(build_logs_prefix(output.generation)), key=lambda item: item.modified_at)
         wanted = [
             (parsed[1], item.key)
@@ -157,7 +174,8 @@ def _follow(
     threads: dict[str, threading.Thread] = {}
     while True:
         try:
-            is_over = phase_of(find_run(access, run_name)) in OVER
+            run = find_run(access, run_name)
+            is_over = phase_of(run) in OVER
             pods = chosen()
         except ApiUnreachable as error:  # it outlives an API server that restarts
             click.echo(str(error), err=True)
@@ -170,6 +188,8 @@ def _follow(
             if is_over:
                 for thread in threads.values():
                     thread.join()
+                if not threads:
+                    raise SpecError(_over_text(access, run))
                 return
         time.sleep(FOLLOW_S)
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "retry": "Set failed shards back to pending and wake the controller.",
     "results": "Where the rows are, how many, and how to load them.",
     "shards": "Every shard: who holds it, and how far it is.",
-    "failures": "The last ended attempts: class, evidence, pod and node.",
+    "failures": "The last ended attempts, and workers that ended before they held a shard: class, evidence, pod and node.",
     "quarantine": "Records without a row, and why.",
     "report": "Write a page about a run for a browser: progress, workers, interruptions, where the time went.",
     "verify": "Read every object again and check it against the manifests and the input.",
@@ -32,7 +32,7 @@ COMMANDS = {
 }
 """Name and one line."""
 
-ON_STORE = frozenset({"shards", "failures", "quarantine", "report", "verify", "export"})
+ON_STORE = frozenset({"shards", "quarantine", "report", "verify", "export"})
 """Commands of `inferencerun`, called with the run's output. The others are in `cli/kubectl/<name>.py`, as `command`."""
 
 

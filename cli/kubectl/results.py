@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from cli.kubectl.on_store import explained
+from cli.kubectl.on_store import explained, whose
 from cli.kubectl.options import Access, cluster_options, run_argument
 from cli.kubectl.runs import find_run, output_uri
 from cli.output import is_finished, open_output, read_manifests
-from cli.present import json_option, print_json, print_pairs
+from cli.present import generation_option, json_option, print_json, print_pairs
 from cli.texts import size_text
 from contract.layout import build_data_prefix, build_index_key
 from contract.manifest import ShardManifest, ShardStatus
@@ -20,16 +20,18 @@ from contract.ranges import count
 
 @click.command(name="results")
 @run_argument
+@generation_option
 @json_option
 @cluster_options
-def command(run_name: str, *, as_json: bool, access: Access) -> None:
+def command(run_name: str, *, generation: int | None, as_json: bool, access: Access) -> None:
     """Where the rows are, how many there are, and three lines that load them. Before the end: what is there by now.
 
     Rows that are committed never change, so they may be used while the run goes on.
     """
-    uri = output_uri(find_run(access, run_name))
-    with explained(uri):
-        output = open_output(uri)
+    run = find_run(access, run_name)
+    uri = output_uri(run)
+    with explained(run):
+        output = open_output(uri, generation)
         manifests = read_manifests(output).readable if output.stored_plan is not None else ()
         is_complete = is_finished(output)
     files = {
@@ -37,12 +39,21 @@ def command(run_name: str, *, as_json: bool, access: Access) -> None:
         "data": f"{uri}/{build_data_prefix(output.generation)}",
     }
     num_shards = len(output.stored_plan.shards) if output.stored_plan is not None else 0
-    fields = {"run": run_name, "complete": is_complete, **files, **summary(manifests, num_shards=num_shards)}
+    is_current = output.generation == output.record.generation
+    fields = {
+        "run": run_name,
+        "generation": output.generation,
+        "openedBy": output.record.name if is_current else None,
+        "complete": is_complete,
+        **files,
+        **summary(manifests, num_shards=num_shards),
+    }
+    others = whose(run, output.record) if is_current else ""
     first = next((item.key for found in manifests for item in found.checkpoints), None)
     if as_json:
         print_json(fields)
         return
-    print_pairs(result_lines(fields))
+    print_pairs(result_lines(fields, others=others))
     click.echo()
     if first is None:
         click.echo("No row is committed yet.")
@@ -50,8 +61,8 @@ def command(run_name: str, *, as_json: bool, access: Access) -> None:
     click.echo("Load one checkpoint:\n")
     for line in snippet(uri, first):
         click.echo(f"    {line}")
-    partial = "" if is_complete else " --partial"
-    click.echo(f"\nAll rows in one file, in input order: {access.command('export', run_name)} rows.npy{partial}")
+    options = ("" if is_complete else " --partial") + ("" if is_current else f" --generation {output.generation}")
+    click.echo(f"\nAll rows in one file, in input order: {access.command('export', run_name)} rows.npy{options}")
 
 
 def summary(manifests: Sequence[ShardManifest], *, num_shards: int) -> dict[str, Any]:
@@ -67,10 +78,11 @@ def summary(manifests: Sequence[ShardManifest], *, num_shards: int) -> dict[str,
     }
 
 
-def result_lines(fields: dict[str, Any]) -> list[tuple[str, object]]:
-    """What there is to say. Pure."""
+def result_lines(fields: dict[str, Any], *, others: str) -> list[tuple[str, object]]:
+    """What there is to say; `others` says whose rows they are when they are not this run's. Pure."""
     shards = f"{fields['completeShards']} of {fields['shards']} shards"
     return [
+        ("rows of", others or f"run {fields['run']}, generation {fields['generation']}"),
         ("complete", "yes" if fields["complete"] else f"no: {shards} are"),
         ("records", f"{fields['records']} with rows, {fields['quarantined']} quarantined (without)"),
         ("data", f"{fields['data']}: {fields['checkpoints']} checkpoints, {size_text(fields['bytes'])}"),

@@ -10,7 +10,7 @@ from cli import retry as on_output
 from cli.kubectl.change import change, phase_of, wait_options, wait_until
 from cli.kubectl.on_store import call
 from cli.kubectl.options import Access, cluster_options, run_argument
-from cli.kubectl.runs import find_run, output_uri
+from cli.kubectl.runs import find_run
 from cli.output import current_time
 from cli.present import json_option
 from contract.errors import SpecError
@@ -41,7 +41,7 @@ def command(
     as_json: bool,
     access: Access,
 ) -> None:
-    """Set failed shards back to pending, as `inferencerun retry` does, then tell the controller to go on.
+    """Set failed shards back to pending, then tell the controller to go on.
 
     It closes the run's circuit breakers, forgets waiting times and takes a failed run up again. What is done stays done.
     First mend what made it fail: `doctor` and `failures` say what that was.
@@ -49,12 +49,12 @@ def command(
     run = find_run(access, run_name)
     if only_wake and with_quarantined:
         raise click.UsageError("--only-wake leaves the store alone, so it cannot go with --quarantined")
-    if phase_of(run) == Phase.SUCCEEDED and not with_quarantined:
+    if phase_of(run) == Phase.SUCCEEDED and not (with_quarantined or only_wake):
         raise SpecError(f"{run_name} has succeeded: nothing is left to retry, but for --quarantined records")
     held: click.exceptions.Exit | None = None
     if not only_wake:
         try:
-            call(on_output.command, output_uri(run), with_quarantined=with_quarantined, as_json=as_json)
+            call(on_output.command, run, with_quarantined=with_quarantined, as_json=as_json)
         except click.exceptions.Exit as error:  # a worker holds a shard: the others are set back, and may begin
             held = error
     body: dict[str, Any] = {"metadata": {"annotations": {ANNOTATION_RETRY: stamp(current_time())}}}

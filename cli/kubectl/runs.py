@@ -10,6 +10,7 @@ from cli.kubectl.options import Access
 from contract.errors import SpecError
 from contract.names import API_GROUP, LABEL_RUN_UID
 from contract.store.open import normalised_uri
+from controller.wording import NamedRun
 
 
 def find_run(access: Access, name: str) -> Object:
@@ -39,6 +40,12 @@ def output_uri(run: Mapping[str, Any]) -> str:
 def written_output(run: Mapping[str, Any]) -> str:
     """`spec.output.uri` as somebody wrote it; empty when it is missing."""
     return ((run.get("spec") or {}).get("output") or {}).get("uri") or ""
+
+
+def named(run: Mapping[str, Any]) -> NamedRun:
+    """The run for texts about it. Raises SpecError as `output_uri` does."""
+    metadata = run["metadata"]
+    return NamedRun(name=metadata["name"], namespace=metadata["namespace"], output_uri=output_uri(run))
 
 
 def pods_of(access: Access, run: Mapping[str, Any]) -> list[Object]:

@@ -53,7 +53,7 @@ class ShardWatch:
     def _read(self) -> None:
         try:
             uri = output_uri(self._run)
-            with explained(uri):
+            with explained(self._run):
                 if self._output is None or self._output.committer.read(RUN_KEY).etag != self._output.record_etag:
                     self._output = open_output(uri)  # at first, and when a new generation may have begun
                     self._etags, self._known = {}, {}

@@ -24,6 +24,8 @@ STORE_PATIENCE_S = 5.0
 MAX_SHARDS_UNASKED = 1000
 """So many manifests are read in two seconds or so; of larger runs only when asked to."""
 FAILURES_SHOWN = 5
+UNSEEN_S = 10.0
+"""A controller that is at work has looked at a new run by then."""
 
 
 @click.command(name="status")
@@ -56,6 +58,9 @@ def command(run_name: str, *, with_shards: bool | None, as_json: bool, access: A
         print_json({**status_fields(run, workers), "storeProblem": problem or None})
         return
     print_pairs(status_lines(run, now=now))
+    neglect = neglect_text(run, now=now, doctor=access.command("doctor", run_name))
+    if neglect:
+        click.echo(f"\n{neglect}")
     _print_workers(workers, now)
     if problem:
         click.echo(f"\nShards are not shown: {problem}")
@@ -112,6 +117,15 @@ def phase_text(run: Object) -> str:
     elif status and status.get("observedGeneration", 0) < metadata.get("generation", 0):
         phase = f"{phase} (the last change of the spec has not been looked at yet)"
     return f"{phase}: {status['message']}" if status.get("message") else phase
+
+
+def neglect_text(run: Object, *, now: datetime, doctor: str) -> str:
+    """That no controller has looked at the run, with the command that finds out why; empty for its first UNSEEN_S. Pure."""
+    created_at = parse_stamp(run["metadata"]["creationTimestamp"])
+    age_s = (now - created_at).total_seconds() if created_at is not None else 0.0
+    if (run.get("status") or {}).get("observedGeneration") is not None or age_s < UNSEEN_S:
+        return ""
+    return f"Nothing has looked at the run in {duration_text(age_s)}: is there a controller? '{doctor}' finds out."
 
 
 def ago(text: str | None, now: datetime) -> str:

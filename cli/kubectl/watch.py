@@ -17,7 +17,7 @@ from cli.kubectl.change import OVER, phase_of
 from cli.kubectl.options import Access, cluster_options, run_argument
 from cli.kubectl.runs import find_run, pods_of
 from cli.kubectl.shard_watch import ShardWatch
-from cli.kubectl.status import phase_text, status_fields, worker_cells
+from cli.kubectl.status import neglect_text, phase_text, status_fields, worker_cells
 from cli.kubectl.workers import COLUMNS, WorkerRow, worker_rows
 from cli.output import current_time
 from cli.present import print_json
@@ -38,6 +38,8 @@ class Picture:
     problem: str
     """Why shards are not shown; empty when they are."""
     at: datetime
+    neglect: str = ""
+    """That no controller looks at the run; empty when one does, or may yet."""
 
 
 @click.command(name="watch")
@@ -80,7 +82,8 @@ def _look(access: Access, run_name: str, shards: ShardWatch | None) -> Picture:
     pods = [read_pod(item) for item in pods_of(access, run)]
     now = current_time()
     workers = worker_rows(pods, shards.manifests if shards else None, now=now)
-    return Picture(run, workers, shards.problem if shards else "", now)
+    neglect = neglect_text(run, now=now, doctor=access.command("doctor", run_name))
+    return Picture(run, workers, shards.problem if shards else "", now, neglect)
 
 
 def headline(run: Object) -> str:
@@ -123,7 +126,8 @@ class _Json(_Screen):
     def show(self, picture: Picture) -> None:
         """The line."""
         fields: dict[str, Any] = status_fields(picture.run, picture.workers)
-        print_json({"at": picture.at.isoformat(), **fields, "storeProblem": picture.problem or None})
+        problems = {"storeProblem": picture.problem or None, "neglect": picture.neglect or None}
+        print_json({"at": picture.at.isoformat(), **fields, **problems})
 
 
 class _Plain(_Screen):
@@ -133,6 +137,7 @@ class _Plain(_Screen):
         self._headline = ""
         self._workers: dict[str, str] = {}
         self._problem = ""
+        self._is_neglected = False
 
     def show(self, picture: Picture) -> None:
         """What is new."""
@@ -151,6 +156,9 @@ class _Plain(_Screen):
             self._problem = picture.problem
             if picture.problem:
                 self.note(f"shards are not shown: {picture.problem}")
+        if picture.neglect and not self._is_neglected:
+            self.note(picture.neglect)
+        self._is_neglected = bool(picture.neglect)
 
 
 class _Panel(_Screen):
@@ -192,6 +200,8 @@ def drawn(picture: Picture) -> Any:
     ]
     if picture.problem:
         parts.append(Text(printable(f"shards are not shown: {picture.problem}"), style="yellow"))
+    if picture.neglect:
+        parts.append(Text(printable(picture.neglect), style="yellow"))
     return Group(*parts)
 
 

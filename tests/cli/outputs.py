@@ -112,6 +112,7 @@ def make_output(
     stop_after: dict[int, int] | None = None,
     is_finished: bool = True,
     width: int = WIDTH,
+    name: str = "made",
 ) -> Made:
     """A run over FASTA files with `num_records` records each.
 
@@ -130,6 +131,7 @@ def make_output(
         stop_after: shards still running, by the number of checkpoints they have.
         is_finished: whether index.json and _SUCCESS are there.
         width: of the rows.
+        name: of the run.
     """
     objects = tuple(
         _input_object(directory, number, num_records, frozenset(bad) if number == 0 else frozenset(), bad_suffix)
@@ -139,7 +141,7 @@ def make_output(
     made = Made(
         store=store,
         plan=plan.cut(objects, generation=1, fmt=InputFormat.FASTA, shard_bytes=shard_bytes),
-        record=_record(objects, shard_bytes=shard_bytes, dtype=dtype, kind=kind),
+        record=_record(objects, name=name, shard_bytes=shard_bytes, dtype=dtype, kind=kind),
         records={},
     )
     store.put_create(layout.RUN_KEY, run_record.to_json(made.record))
@@ -284,9 +286,9 @@ def _input_object(directory: Path, number: int, num_records: int, bad: frozenset
     return InputObject(uri=f"file://{path}", size=listed.size, etag=listed.etag, compression=Compression.NONE)
 
 
-def _record(objects: tuple[InputObject, ...], *, shard_bytes: int, dtype: str, kind: str) -> RunRecord:
+def _record(objects: tuple[InputObject, ...], *, name: str, shard_bytes: int, dtype: str, kind: str) -> RunRecord:
     return RunRecord(
-        name="made",
+        name=name,
         uid="uid-run",
         generation=1,
         input=run_record.input_identity(objects, fmt=InputFormat.FASTA, id_field="id", value_field="sequence"),

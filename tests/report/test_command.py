@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from contract import layout
+import pytest
+
+from contract import layout, run_record
 from tests.cli.outputs import make_output, run
 
 
@@ -23,6 +26,23 @@ def test_report_writes_one_file_and_says_what_it_shows(tmp_path: Path) -> None:
     assert "report.css" not in path.read_text()
     assert ".tiles" in path.read_text()
     assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
+
+
+def test_the_page_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the working directory, when no name is given; wherever a run.json that was tampered with points to."""
+    made = make_output(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    plain = run("report", made.uri)
+    tampered = replace(made.record, name=f"../{made.record.name}-2")
+    made.store.put_overwrite(layout.RUN_KEY, run_record.to_json(tampered))
+    run("report", made.uri)
+
+    assert plain.stdout.startswith(f"{made.record.name}.html: ")
+    assert sorted(path.name for path in tmp_path.glob("*.html")) == [
+        f"{made.record.name}-2.html",
+        f"{made.record.name}.html",
+    ]
 
 
 def test_a_running_run_is_reported_as_such(tmp_path: Path) -> None:

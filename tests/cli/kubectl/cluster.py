@@ -25,6 +25,11 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CREATED = "2026-03-01T11:00:00Z"
 
 
+def resource(output: str, name: str = "swissprot") -> Object:
+    """A run, as little of it as its output needs."""
+    return {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"output": {"uri": output}}}
+
+
 @dataclass
 class Server(ApiServer):
     """With what the plug-in asks beyond a controller: the scale subresource, labels, rights, who is not there."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from contract.names import ANNOTATION_RETRY
+from contract import layout, plan, run_record
+from contract.manifest import Attempt
+from contract.names import ANNOTATION_RETRY, FailureClass
+from controller.ledger import Ledger, to_text
 from tests.cli.kubectl.cluster import NAMESPACE, RUNS, FakeCluster
 from tests.cli.outputs import make_output, run
 from tests.controller.api_server import refusal
@@ -42,6 +47,19 @@ STATUS = {
         }
     ],
 }
+
+
+ATTEMPT = Attempt(
+    pod="swissprot-0-0",
+    uid="uid-1",
+    node="node-b",
+    epoch=1,
+    failure_class=FailureClass.OUT_OF_MEMORY,
+    evidence="OOMKilled",
+    counted=True,
+    ended_at=datetime(2026, 3, 1, 11, 30, tzinfo=UTC),
+    held_seconds=60.0,
+)
 
 
 def test_status_is_one_screen(cluster: FakeCluster) -> None:
@@ -111,6 +129,7 @@ def test_a_run_that_nobody_has_looked_at(cluster: FakeCluster) -> None:
 
     assert result.exit_code == 0
     assert "no controller has looked at it" in result.stdout
+    assert "'kubectl inferencerun doctor swissprot' finds out" in result.stdout
 
 
 def test_a_change_that_nobody_has_looked_at(cluster: FakeCluster) -> None:
@@ -257,22 +276,100 @@ def test_a_store_that_refuses_leaves_the_run_asleep(cluster: FakeCluster) -> Non
 
 
 def test_nothing_is_retried_of_a_run_that_succeeded(cluster: FakeCluster) -> None:
-    """But for its quarantined records."""
+    """But for its quarantined records; what `verify --requeue` has set back it does not know, so it can be woken."""
     cluster.apply(phase="Succeeded")
 
     assert cluster.run("retry", "swissprot").exit_code == 64
+    assert cluster.run("retry", "swissprot", "--only-wake").exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["shards", "failures", "quarantine", "verify"])
 def test_commands_on_the_store_are_those_of_inferencerun(cluster: FakeCluster, tmp_path: Path, command: str) -> None:
     """The same words for the name as for the output's URI."""
     made = make_output(tmp_path)
-    cluster.apply(output=made.uri, **STATUS)
+    cluster.apply(output=made.uri, **{**STATUS, "lastFailures": []})
 
     by_name, by_uri = cluster.run(command, "swissprot"), run(command, made.uri)
 
     assert by_name.exit_code == by_uri.exit_code == 0, by_name.output
     assert _without_ages(by_name.stdout) == _without_ages(by_uri.stdout)
+
+
+def test_failures_show_workers_that_never_held_a_shard(cluster: FakeCluster, tmp_path: Path) -> None:
+    """The status alone knows of them; those with an attempt are not told twice, nor beside another generation."""
+    made = make_output(tmp_path)
+    made.overwrite(replace(made.manifest(0), attempts=(replace(ATTEMPT, pod="swissprot-1-0"),)))
+    held, (first,) = STATUS["lastFailures"], STATUS["lastFailures"]
+    unheld = {**first, "pod": "swissprot-0-4", "class": "Configuration", "evidence": "exit 64", "advice": "mend it"}
+    cluster.apply(output=made.uri, **{**STATUS, "lastFailures": [*held, unheld]})
+
+    text, found = cluster.run("failures", "swissprot").stdout, cluster.run_json("failures", "swissprot")
+    other = cluster.run_json("failures", "swissprot", "--generation", "1")
+
+    (line,) = [line for line in text.splitlines() if "swissprot-0-4" in line]
+    assert line.split() == [
+        "2026-03-01T11:30:00Z",
+        "Configuration",
+        "swissprot-0-4",
+        "node-b",
+        "exit",
+        "64",
+        "mend",
+        "it",
+    ]
+    assert text.count("swissprot-1-0") == 1
+    assert [item["pod"] for item in found["withoutShard"]] == ["swissprot-0-4"]
+    assert other["withoutShard"] == []
+
+
+def test_failures_of_the_status_need_no_store(cluster: FakeCluster) -> None:
+    """They are shown; what stands in the way of the others is an error all the same."""
+    cluster.apply(output="file:///nowhere", **STATUS)
+
+    result = cluster.run("failures", "swissprot")
+
+    assert result.exit_code == 64
+    assert "raise the memory limit" in result.stdout
+    assert "is a path in the worker pods" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["shards", "failures", "quarantine", "verify", "export", "report", "results"])
+def test_rows_of_another_run_are_shown_as_such(cluster: FakeCluster, tmp_path: Path, command: str) -> None:
+    """A run that restarted on the output of another has the current generation; each command says so, with the way back."""
+    made = make_output(tmp_path)
+    taken = replace(made.record, name="later", generation=2, version=2)
+    made.store.put_overwrite(layout.RUN_KEY, run_record.to_json(taken))
+    plan_body = made.store.get(layout.build_plan_key(1)).body
+    made.store.put_create(
+        layout.build_plan_key(2), plan.to_json(replace(plan.from_json(plan_body, where=""), generation=2))
+    )
+    cluster.apply("swissprot", output=made.uri, **{**STATUS, "memory": to_text(Ledger(store_generation=1))})
+    cluster.apply("later", output=made.uri, **{**STATUS, "memory": to_text(Ledger(store_generation=2))})
+    rest = {"export": [tmp_path / "rows.npy", "--partial"], "report": ["--html", tmp_path / "page.html"]}.get(
+        command, []
+    )
+
+    shown = cluster.run(command, "swissprot", *rest)
+    asked = cluster.run(command, "swissprot", *rest, "--generation", "1")
+    own = cluster.run(command, "later", *rest)
+
+    said = "generation 2, the current one here, is run 'later''s; that of run 'swissprot' is 1"
+    assert said in (shown.stdout if command == "results" else shown.stderr)
+    for result in (asked, own):
+        assert "the current one here" not in result.output
+
+
+def test_errors_of_the_store_speak_of_the_run_by_its_name(cluster: FakeCluster, tmp_path: Path) -> None:
+    """Each remedy is a command that works for a run of a cluster."""
+    made = make_output(tmp_path)
+    cluster.apply(output=made.uri, **STATUS)
+    made.store.put_overwrite(made.manifest(1).checkpoints[0].key, b"damaged")
+
+    result = cluster.run("verify", "swissprot", "--requeue")
+
+    assert "run 'kubectl inferencerun verify swissprot -n proteins --requeue'" in result.stdout
+    assert "'kubectl inferencerun retry swissprot -n proteins --only-wake' lets them run" in result.stdout
+    assert "OUTPUT_URI" not in result.output
 
 
 def test_export_takes_its_destination_after_the_name(cluster: FakeCluster, tmp_path: Path) -> None:

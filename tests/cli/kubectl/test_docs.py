@@ -47,7 +47,7 @@ class _NamedStore(LocalStore):
 def told(cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     """Run `swissprot` at work on eight shards with two workers, the second of which waits for a GPU."""
     monkeypatch.setattr(outputs, "OWNER", Owner(pod="swissprot-0-0", uid="uid-swissprot-0-0", node="gpu-1"))
-    made = outputs.make_output(tmp_path, only_shards=[0, 1, 2], stop_after={2: 2}, is_finished=False)
+    made = outputs.make_output(tmp_path, only_shards=[0, 1, 2], stop_after={2: 2}, is_finished=False, name="swissprot")
     made.overwrite(
         replace(
             made.manifest(0),

@@ -13,7 +13,8 @@ from cli.kubectl.logs import PREVIOUS_SHOWN, kept_tails
 from contract.layout import build_log_key
 from contract.store.local import LocalStore
 from contract.store.protocol import Stored
-from tests.cli.kubectl.cluster import FakeCluster
+from controller.ledger import Ledger, to_text
+from tests.cli.kubectl.cluster import FakeCluster, resource
 from tests.cli.kubectl.test_commands import STATUS
 from tests.cli.outputs import make_output
 
@@ -81,6 +82,23 @@ def test_a_worker_that_has_not_started_has_no_lines(cluster: FakeCluster) -> Non
     assert "no such worker has started" in result.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("-f",), ("--previous",)], ids=["logs", "follow", "previous"])
+def test_a_run_whose_pods_are_gone_says_what_is_kept_and_where(
+    cluster: FakeCluster, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """After a success nothing is left but the ends of the logs of workers that failed, if any did."""
+    made = make_output(tmp_path)
+    cluster.apply(output=made.uri, **{**STATUS, "phase": "Succeeded", "memory": to_text(Ledger(store_generation=1))})
+
+    result = cluster.run("logs", "swissprot", *options)
+
+    assert result.exit_code == 64
+    assert (
+        f"only of workers that fail the end is kept: 64 KiB in the store, below {made.uri}/g0001/logs/" in result.stderr
+    )
+    assert ("kubectl inferencerun logs swissprot --previous" in result.stderr) is (options != ("--previous",))
+
+
 def test_following_ends_with_the_run(cluster: FakeCluster) -> None:
     """When it is over and all lines are read."""
     cluster.apply(**{**STATUS, "phase": "Succeeded"})
@@ -125,7 +143,7 @@ def test_of_many_logs_only_those_that_are_shown_are_read(tmp_path: Path, monkeyp
         return get(store, key, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LocalStore, "get", noted)
-    tails = kept_tails(made.uri, pod_name=None, slot=None)
+    tails = kept_tails(resource(made.uri), pod_name=None, slot=None)
 
     assert [worker for worker, _ in tails] == [f"swissprot-0-{number}" for number in range(2, PREVIOUS_SHOWN + 2)]
     assert sum("/logs/" in key for key in read) == PREVIOUS_SHOWN

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from cli.kubectl.shard_watch import ShardWatch
 from contract import layout, run_record
+from tests.cli.kubectl.cluster import resource
 from tests.cli.outputs import make_output
 
 
 def test_only_what_has_changed_is_read_again(tmp_path: Path) -> None:
     """And a new generation begins with nothing of the one before."""
     made = make_output(tmp_path, stop_after={1: 2}, is_finished=False)
-    watch = ShardWatch({"spec": {"output": {"uri": made.uri}}})
+    watch = ShardWatch(resource(made.uri))
 
     watch._read()
     first = watch.manifests
@@ -31,7 +32,7 @@ def test_only_what_has_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_a_store_that_is_not_there_is_a_problem_and_no_error(tmp_path: Path) -> None:
     """Until it is there."""
-    watch = ShardWatch({"spec": {"output": {"uri": str(tmp_path / "out")}}})
+    watch = ShardWatch(resource(str(tmp_path / "out")))
 
     watch._read()
     problem = watch.problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cli.kubectl.watch import Picture, drawn
 from cli.kubectl.workers import WorkerRow
-from tests.cli.kubectl.cluster import RUNS, FakeCluster
+from tests.cli.kubectl.cluster import CREATED, RUNS, FakeCluster
 from tests.cli.kubectl.test_commands import STATUS
 from tests.cli.outputs import make_output
 from tests.controller.api_server import refusal
@@ -95,7 +95,7 @@ def test_the_picture_shows_workers_and_takes_markup_as_text(problem: str) -> Non
     run = {"metadata": {"name": "run", "generation": 1}, "status": {**STATUS, "observedGeneration": 1}}
     screen = io.StringIO()
 
-    Console(file=screen, width=160).print(drawn(Picture(run, (row,), problem, now)))
+    Console(file=screen, width=160).print(drawn(Picture(run, (row,), problem, now, "nothing has looked")))
 
     shown = screen.getvalue()
     assert "run  Running; 50.0 %" in shown
@@ -103,6 +103,31 @@ def test_the_picture_shows_workers_and_takes_markup_as_text(problem: str) -> Non
         line.split() for line in shown.splitlines()
     ]
     assert problem in shown
+    assert "nothing has looked" in shown
+
+
+def test_a_run_that_nothing_looks_at_is_not_waited_for_in_silence(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds after it was made, once, with the command that finds out why; until then one may be on its way."""
+    cluster.apply()
+    created_at = datetime.fromisoformat(CREATED)
+    times = iter([9, 11, 13, 15])
+    monkeypatch.setattr("cli.kubectl.watch.current_time", lambda: created_at + timedelta(seconds=next(times)))
+    looks = iter(range(4))
+
+    def sleep(_seconds: float) -> None:
+        if next(looks) == 2:
+            cluster.apply(**OVER)
+
+    monkeypatch.setattr("cli.kubectl.watch.time.sleep", sleep)
+
+    result = cluster.run("watch", "swissprot", "--no-shards")
+
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [
+        "Nothing has looked at the run in 11 s: is there a controller? 'kubectl inferencerun doctor swissprot' finds out."
+    ]
 
 
 def test_an_output_that_cannot_be_does_not_hide_the_run(cluster: FakeCluster) -> None:
