@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ from controller.breaker import node_failed, node_progressed, run_failed
 from controller.consequences import delay_s
 from controller.eviction_rate import with_eviction
 from controller.failure_policy import Charge, Verdict, classify, escalated, signature
-from controller.memory import DEATHS_KEPT, FAILURES_KEPT, Death, FailureNote, RunMemory, Shardless, Slot
+from controller.memory import DEATHS_KEPT, FAILURES_KEPT, Death, Ended, FailureNote, RunMemory, Shardless, Slot
 from controller.observed import Evidence, Observed, WorkerView
 
 _EVICTIONS = frozenset({FailureClass.SPOT_EVICTION, FailureClass.NODE_LOST})
@@ -102,6 +103,8 @@ def judged(
     if flight is not None and flight.has_committed and ran_s is not None and not verdict.node_score:
         started_at = now - timedelta(seconds=ran_s)
         memory = replace(memory, nodes=node_progressed(memory.nodes, node=dead.node, claimed_at=started_at))
+    if verdict.failure_class not in {FailureClass.DONE, FailureClass.SPOT_EVICTION}:
+        memory = replace(memory, ended=(*memory.ended, Ended(uid=dead.uid, failure_class=verdict.failure_class)))
     if verdict.failure_class in {FailureClass.DONE, FailureClass.INTENDED}:
         return verdict, memory
     if not dead.held:
@@ -133,6 +136,7 @@ def judged(
 
 def with_restarts_counted(memory: RunMemory, observed: Observed) -> RunMemory:
     """Memory in which each restart is counted in one place: in a manifest, if one names the worker, else here."""
+    memory = _with_drains_counted(memory, observed)
     named = {item.uid for found in observed.manifests.values() for item in found.attempts}
     named |= {found.owner.uid for found in observed.manifests.values() if found.owner is not None}
     open_entries = [item for item in memory.shardless if item.uid not in named]
@@ -147,6 +151,24 @@ def with_restarts_counted(memory: RunMemory, observed: Observed) -> RunMemory:
         memory,
         shardless=tuple(item for item in open_entries if item.uid in present),
         restarts_by_class=tuple(sorted(by_class.items())),
+    )
+
+
+def _with_drains_counted(memory: RunMemory, observed: Observed) -> RunMemory:
+    """Memory in which each restart that a manifest counts as an eviction, and that was none, is told by its class."""
+    present = {worker.uid for worker in observed.workers}
+    drained = {
+        item.uid
+        for found in observed.manifests.values()
+        for item in found.attempts
+        if item.failure_class is FailureClass.SPOT_EVICTION
+    }
+    not_evicted = Counter(dict(memory.not_evicted))
+    not_evicted.update(item.failure_class.value for item in memory.ended if item.uid in drained)
+    return replace(
+        memory,
+        ended=tuple(item for item in memory.ended if item.uid in present and item.uid not in drained),
+        not_evicted=tuple(sorted(not_evicted.items())),
     )
 
 

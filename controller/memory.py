@@ -80,6 +80,14 @@ class Shardless:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An ended worker that is still to be seen, and what its end was judged as."""
+
+    uid: str
+    failure_class: FailureClass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Idle:
     """A running worker that holds no shard."""
 
@@ -109,6 +117,10 @@ class RunMemory:
     """Ended workers, still to be seen, that held no shard as far as we know."""
     restarts_by_class: tuple[tuple[str, int], ...] = ()
     """Those of them that are gone: no manifest remembers them."""
+    ended: tuple[Ended, ...] = ()
+    """Those that were not evicted. One that drained has given its shard back as evicted: it could not tell who asked."""
+    not_evicted: tuple[tuple[str, int], ...] = ()
+    """Of the restarts that manifests count as evictions: what they were judged as, by class."""
     worker_seconds: float = 0.0
     """GPU time of ended workers."""
     breaker: RunBreaker = field(default_factory=RunBreaker)

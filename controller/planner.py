@@ -474,7 +474,7 @@ def _status(
             active=sum(worker.is_live for worker in observed.workers),
             ready=sum(worker.state is WorkerState.RUNNING for worker in observed.workers),
         ),
-        restarts=restart_counts(observed.manifests, memory),
+        restarts=restart_counts(observed, memory),
         quarantined=sum(len(found.quarantined) for found in observed.manifests.values()),
         goodput=f"{goodput(observed, memory, now=now):.2f}",
         checkpoint=checkpoint,

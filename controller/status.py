@@ -18,6 +18,8 @@ from controller.failure_policy import FREE
 from controller.memory import FailureNote, RunMemory, Sample
 from controller.observed import Observed
 
+_EVICTED = FailureClass.SPOT_EVICTION
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -160,12 +162,22 @@ def shard_counts(plan: Plan, manifests: Mapping[int, ShardManifest]) -> ShardCou
     )
 
 
-def restart_counts(manifests: Mapping[int, ShardManifest], memory: RunMemory) -> RestartCounts:
-    """Ended attempts of all shards, and ended workers that held none."""
-    by_class = {kind.value: number for kind, number in Counter(item.failure_class for item in memory.shardless).items()}
-    for pairs in (memory.restarts_by_class, *(found.restarts.by_class for found in manifests.values())):
-        for name, number in pairs:
-            by_class[name] = by_class.get(name, 0) + number
+def restart_counts(observed: Observed, memory: RunMemory) -> RestartCounts:
+    """Ended attempts of all shards, and ended workers that held none.
+
+    A worker that drains gives its shard back as an evicted one. It counts once it has ended, as what that was judged: so no
+    count rises and falls again.
+    """
+    manifests = observed.manifests.values()
+    by_class = Counter(item.failure_class.value for item in memory.shardless)
+    for pairs in (memory.restarts_by_class, memory.not_evicted, *(found.restarts.by_class for found in manifests)):
+        by_class.update(dict(pairs))
+    # One that has been judged, and that a late look shows alive, stays counted.
+    draining = {worker.uid for worker in observed.workers if worker.is_live}.difference(memory.judged)
+    evicted = (item.uid for found in manifests for item in found.attempts if item.failure_class is _EVICTED)
+    num_draining = sum(uid in draining for uid in evicted)
+    by_class[_EVICTED.value] -= num_draining + sum(number for _, number in memory.not_evicted)
+    by_class = +by_class  # without what is zero
     return RestartCounts(
         total=sum(by_class.values()),
         counted=sum(number for name, number in by_class.items() if FailureClass(name) not in FREE),

@@ -14,6 +14,7 @@ from controller.conditions import Condition
 from controller.eviction_rate import EvictionRate
 from controller.memory import (
     Death,
+    Ended,
     FailureNote,
     Idle,
     RunMemory,
@@ -36,6 +37,8 @@ FULL = RunMemory(
     num_unexplained_kills=2,
     shardless=(Shardless(uid="u", failure_class=FailureClass.NODE_LOST),),
     restarts_by_class=(("NodeLost", 2), ("Transient", 1)),
+    ended=(Ended(uid="e", failure_class=FailureClass.INTENDED),),
+    not_evicted=(("Intended", 3),),
     worker_seconds=12.5,
     breaker=RunBreaker(num_openings=1, retry_at=later(60), failures=(NOW,), reason="exit 64"),
     eviction_rate=EvictionRate(as_of=NOW, evictions=2.5, worker_hours=0.5),

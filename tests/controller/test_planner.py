@@ -56,6 +56,53 @@ def _status_of(decision: Decision, kind: ConditionType) -> str:
     return next(item.status for item in decision.status.conditions if item.type is kind)
 
 
+def _looks(*looks: Observed, run: InferenceRun | None = None) -> list[dict[str, int]]:
+    """What `status.restarts.byClass` says after each of these looks."""
+    memory, told = RunMemory(), []
+    for number, look in enumerate(looks):
+        decision = _decide(look, run=run, memory=memory, now=make.later(number))
+        memory = decision.memory
+        told.append(dict(decision.status.restarts.by_class))
+    return told
+
+
+# Counting
+
+
+@pytest.mark.parametrize(
+    ("seen", "counted_as"),
+    [
+        (Evidence(exit_code=143, intent=Intent.SCALE_DOWN), "Intended"),
+        (Evidence(exit_code=143, intent=Intent.SUSPENDED), "Intended"),
+        (Evidence(exit_code=143, has_termination_target=True), "Intended"),
+        (Evidence(exit_code=143, intent=Intent.ATTEMPT_TIMEOUT), "Transient"),
+        (Evidence(exit_code=143), "SpotEviction"),
+    ],
+    ids=["scaled down", "suspended", "its queue ended it", "took too long", "evicted"],
+)
+@pytest.mark.parametrize("is_late", [False, True], ids=["", "manifests are read before it ends"])
+def test_a_drain_is_counted_as_what_it_was(seen: Evidence, counted_as: str, *, is_late: bool) -> None:
+    """A worker that drains gives its shard back as evicted: it cannot tell who asked. Its pod can, once it has ended."""
+    held = make.held()
+    assert held.owner is not None
+    draining = make.worker(0, uid=held.owner.uid, state=WorkerState.DRAINING)
+    ended = make.worker(0, uid=held.owner.uid, evidence=seen)
+    given_back = make.pending(held)
+
+    told = _looks(
+        make.observed(held, workers=(draining,)),
+        make.observed(given_back, workers=(draining,)),
+        make.observed(held if is_late else given_back, workers=(ended,)),
+        make.observed(given_back, workers=(ended,)),
+        make.observed(given_back),
+        make.observed(given_back),
+    )
+
+    assert told[:2] == [{}, {}]
+    assert told[2] == ({} if is_late else {counted_as: 1})
+    assert told[3:] == [{counted_as: 1}] * 3
+
+
 # Starting
 
 
@@ -655,10 +702,10 @@ def test_status_counts_the_manifests() -> None:
     """Progress, shards, restarts, quarantine and workers are read off what is observed."""
     manifests = (
         make.complete(0),
-        make.with_checkpoint(make.taken(make.pending(make.held(1, done=20)), uid="uid-1"), 20, 40),
+        make.with_checkpoint(make.taken(make.pending(make.held(1, done=20)), uid="uid-9"), 20, 40),
         make.failed(2),
     )
-    workers = (make.worker(1), make.worker(0, state=WorkerState.STARTING))
+    workers = (make.worker(1, uid="uid-9"), make.worker(0, uid="uid-8", state=WorkerState.STARTING))
 
     status = _decide(make.observed(*manifests, workers=workers), now=make.later(60)).status
 

@@ -89,7 +89,7 @@ def test_restarts_add_up_over_manifests_and_memory() -> None:
     """Evictions are in the total and not among those that count."""
     memory = RunMemory(restarts_by_class=(("NodeLost", 2), ("Transient", 1)))
 
-    found = restart_counts({0: make.pending()}, memory)
+    found = restart_counts(make.observed(make.pending()), memory)
 
     assert (found.total, found.counted) == (4, 1)
     assert found.by_class == {"NodeLost": 2, "SpotEviction": 1, "Transient": 1}
