@@ -91,7 +91,8 @@ class WorkerSettings:
     max_record_strikes: int = 2
     """Failures of a record, alone, before it is quarantined."""
     memory_bytes: int | None = None
-    """Memory that this worker may use; None = no limit is known. Shards that are known to need more are left to others."""
+    """Memory that this worker may use, less than another might be given: shards that are known to need more are left to that
+    one. None = nobody is given more, or no limit is known."""
     device: str = "auto"
     """`auto` (cuda when there is one), `cpu` or `cuda:N`."""
 

@@ -540,7 +540,8 @@ def worker_settings(
         grace_seconds=grace_seconds,
         no_progress_seconds=spec.workers.no_progress_timeout_s,
         max_record_strikes=spec.failure_policy.max_record_strikes,
-        memory_bytes=memory_bytes,
+        # Who has the most that is allowed takes any shard: maxMemory may have been lowered since one asked for more.
+        memory_bytes=memory_bytes if (memory_bytes or 0) < (most_memory(spec) or 0) else None,
         device=device,
     )
 
@@ -569,6 +570,12 @@ def memory_limit(template: Mapping[str, Any]) -> int | None:
             limits = resources.get("limits") if isinstance(resources, Mapping) else None
             return parse_quantity(str(limits.get("memory"))) if isinstance(limits, Mapping) else None
     return None
+
+
+def most_memory(spec: RunSpec) -> int | None:
+    """Bytes to which a worker of the run may be limited at most; None when the template sets no limit. Pure."""
+    limit = memory_limit(spec.workers.template)
+    return None if limit is None else max(limit, spec.failure_policy.max_memory_bytes or 0)
 
 
 def model_identity(spec: RunSpec) -> ModelIdentity:

@@ -27,7 +27,7 @@ from contract.manifest import ShardManifest, ShardStatus, is_claimable
 from contract.names import ConditionType, Phase
 from contract.plan import Plan
 from controller.actions import Action, Decision, Finalize, ForgetWorker, KeepLog, StartWorker, StopWorker
-from controller.api import InferenceRun, memory_limit
+from controller.api import InferenceRun, memory_limit, most_memory
 from controller.breaker import (
     BreakerState,
     RunBreaker,
@@ -394,12 +394,13 @@ def _starts(
 
 
 def _memory_bytes(run: InferenceRun, observed: Observed) -> int | None:
-    """Memory limit of whoever starts now: the most that a waiting shard needs, at least the spec's; None = no limit."""
-    limit = memory_limit(run.spec.workers.template)
-    if limit is None:
+    """Memory limit of whoever starts now: the most that a waiting shard needs, within what the spec allows; None = none."""
+    limit, most = memory_limit(run.spec.workers.template), most_memory(run.spec)
+    if limit is None or most is None:
         return None
     waiting = (found for found in observed.manifests.values() if found.status is ShardStatus.PENDING)
-    return max(limit, max((found.hints.memory_bytes or 0 for found in waiting), default=0))
+    # A shard remembers what it was given when more was allowed.
+    return min(most, max((limit, *(found.hints.memory_bytes or 0 for found in waiting))))
 
 
 def _checkpoint(run: InferenceRun, observed: Observed, memory: RunMemory) -> CheckpointStatus:

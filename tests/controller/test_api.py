@@ -384,6 +384,24 @@ def test_worker_settings_survive_the_environment_variable() -> None:
     assert found.model.parameters == {"size": "8M", "compile": True}
 
 
+@pytest.mark.parametrize(
+    ("given", "allowed", "expected"),
+    [(None, "16Gi", None), (4, "16Gi", 4), (16, "16Gi", None), (16, "8Gi", None), (4, None, None)],
+    ids=["no limit", "less than another", "the most", "more than is allowed now", "nobody has more"],
+)
+def test_who_has_the_most_memory_takes_any_shard(given: int | None, allowed: str | None, expected: int | None) -> None:
+    """A worker with less leaves what needs more to others; nobody else would come for what no worker may have."""
+    container = {"name": "worker", "resources": {"limits": {"memory": "4Gi"}}}
+    policy = {} if allowed is None else {"maxMemory": allowed}
+    run = make.run({"workers": {"template": {"spec": {"containers": [container]}}}, "failurePolicy": policy})
+
+    found = worker_settings(
+        run, generation=1, run_uid="u", worker_index=0, num_workers=1, memory_bytes=given and given * 2**30
+    )
+
+    assert found.memory_bytes == (expected and expected * 2**30)
+
+
 def test_model_identity_does_not_depend_on_the_order_of_parameters() -> None:
     """Two spellings of the same parameters are one model."""
     one = make.run({"model": {**OWN_MODEL, "parameters": {"a": 1, "b": 2}}})

@@ -909,7 +909,7 @@ LIMITED = {"template": {"spec": {"containers": [{"name": "worker", "resources": 
 def test_workers_that_start_get_the_memory_that_a_waiting_shard_needs() -> None:
     """Whoever starts while it waits; once it is held, others get the spec's again. Without a limit nothing is set."""
     needy = replace(make.pending(), hints=Hints(memory_bytes=8 * 2**30))
-    run = make.run({"workers": {"count": 1, **LIMITED}})
+    run = make.run({"workers": {"count": 1, **LIMITED}, "failurePolicy": {"maxMemory": "8Gi"}})
     waiting, held = make.observed(needy), make.observed(make.taken(needy, uid="other"), is_complete=False)
 
     sizes = [
@@ -917,6 +917,18 @@ def test_workers_that_start_get_the_memory_that_a_waiting_shard_needs() -> None:
         for found, of in ((waiting, run), (held, run), (waiting, make.run({"workers": {"count": 1}})))
     ]
     assert sizes == [[8 * 2**30], [4 * 2**30], [None]]
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [("16Gi", 16), ("6Gi", 6), ("1Gi", 4), (None, 4)])
+def test_what_a_shard_remembers_is_given_within_what_is_allowed_now(allowed: str | None, expected: int) -> None:
+    """`maxMemory` may have been lowered, or taken away, since the shard asked for so much."""
+    needy = replace(make.pending(), hints=Hints(memory_bytes=16 * 2**30))
+    policy = {} if allowed is None else {"maxMemory": allowed}
+    run = make.run({"workers": {"count": 1, **LIMITED}, "failurePolicy": policy})
+
+    (start,) = (item for item in _decide(make.observed(needy), run=run).actions if isinstance(item, StartWorker))
+
+    assert start.memory_bytes == expected * 2**30
 
 
 def test_what_workers_wait_for_is_shown() -> None:
