@@ -20,6 +20,10 @@ from controller.actions import ReleaseShard
 from controller.api import Backoff, FailurePolicy
 from controller.failure_policy import Charge, Verdict, in_flight
 
+MAX_CONDEMNED_IN_A_ROW = 7
+"""Records in quarantine one after another, with none done between; one more, and the records are not to blame. Each costs
+some workers when it ends its container."""
+
 
 def delay_s(failure_class: FailureClass, *, num_failures: int, backoff: Backoff, jitter: float) -> float:
     """Seconds before the next try. Pure.
@@ -79,6 +83,10 @@ def release(
     is_charged = verdict.charged_to is Charge.SHARD or _worst(suspects, strikes) > limit
     streak = 0 if quarantined else manifest.restarts.streak + is_charged
     is_spent = is_charged and not quarantined and (verdict.is_permanent or streak > policy.max_shard_retries)
+    failure = _failure(verdict, streak) if is_spent else None
+    for condemned in quarantined:
+        if _num_condemned_before(manifest, condemned.ordinal) >= MAX_CONDEMNED_IN_A_ROW:
+            quarantined, failure = (), _hopeless(verdict, condemned)
     wait_s = (
         delay_s(verdict.failure_class, num_failures=max(1, streak), backoff=policy.backoff, jitter=jitter)
         if is_charged or verdict.charged_to is Charge.RECORDS
@@ -110,7 +118,7 @@ def release(
             max_tokens_per_batch=max_tokens_per_batch,
             memory_limit=memory_limit,
         ),
-        failure=_failure(verdict, streak) if is_spent else None,
+        failure=failure,
         streak=streak,
     )
 
@@ -152,6 +160,23 @@ def _condemned(
             detail=f"{num_strikes} workers died with it in flight, the last with nothing else: {verdict.evidence}",
         ),
     )
+
+
+def _num_condemned_before(manifest: ShardManifest, ordinal: int) -> int:
+    """Records directly before this one that did harm as well. Those that no model was given are passed over."""
+    classes = {item.ordinal: item.quarantine_class for item in manifest.quarantined}
+    num_condemned = 0
+    while (kind := classes.get(ordinal := ordinal - 1)) is not None:
+        num_condemned += kind in {QuarantineClass.POISON_INPUT, QuarantineClass.OUT_OF_MEMORY}
+    return num_condemned
+
+
+def _hopeless(verdict: Verdict, last: Quarantined) -> Failure:
+    detail = (
+        f"more than {MAX_CONDEMNED_IN_A_ROW} records in a row did harm, and none was done between; the last, at offset "
+        f"{last.offset}: {verdict.evidence}; look at the model and at the workers' memory, then 'inferencerun retry'"
+    )
+    return Failure(failure_class=verdict.failure_class, detail=detail)
 
 
 def _hints(

@@ -103,6 +103,8 @@ _HARDWARE_XIDS = frozenset({48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120})
 _XID = re.compile(r"\bxid\s*(?:\([^)]*\))?\s*:?\s*(\d+)")
 _GPU_TEXT = re.compile(r"uncorrectable (?:ecc|nvlink) error|fallen off the bus|no healthy devices|device is unhealthy")
 _MEMORY_TEXT = re.compile(r"out of memory|outofmemory|cannot allocate memory|bad_alloc|memoryerror|by signal: killed")
+_HOST_MEMORY = ("host memory", "container's memory limit")
+"""Words of a worker whose parent, or whose model process, was short of it."""
 _POISON_TEXT = re.compile(
     r"device-side assert|illegal memory access|unspecified launch failure|misaligned address|illegal instruction"
 )
@@ -403,7 +405,7 @@ def _out_of_memory(case: _Case) -> Verdict | None:
         return replace(_verdict(FailureClass.OUT_OF_MEMORY, "the kernel killed it for memory"), is_host_memory=True)
     if case.code == ExitCode.MEMORY:
         verdict = _verdict(FailureClass.OUT_OF_MEMORY, case.told("exit 78: memory exhausted"))
-        return replace(verdict, is_host_memory="host memory" in case.text)
+        return replace(verdict, is_host_memory=any(words in case.text for words in _HOST_MEMORY))
     if not case.is_own_word and _MEMORY_TEXT.search(case.text):
         return _verdict(FailureClass.OUT_OF_MEMORY, case.told("it ran out of memory"))
     return None

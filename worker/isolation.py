@@ -8,6 +8,9 @@ A record that fails twice alone is refused (three times where SIGKILL ended the 
 So one bad record costs at most four restarts of the model process, whatever the size of its batch: halving after each
 death would cost one for every halving.
 
+A record for which the container has too little memory is left to a larger worker, if one is to be had: this one ends,
+and the controller raises the limit up to `failurePolicy.maxMemory`.
+
 A verdict that blames a record for a death or an error waits until the process has worked on another record since: a
 device, driver or model that fails on everything would otherwise send sound records to quarantine, a few with each start.
 
@@ -61,12 +64,29 @@ Run = Callable[..., Outcome]
 class Isolator:
     """Resolves failed batches; remembers the budget that fits and whether anything has ever worked."""
 
-    def __init__(self, run: Run, *, dtype: torch.dtype, max_strikes: int = 2, has_worked: bool = False) -> None:
-        """`run(items, is_fp32=...)` has the model process handle one batch alone; `has_worked`: it has given rows before."""
+    def __init__(
+        self,
+        run: Run,
+        *,
+        dtype: torch.dtype,
+        max_strikes: int = 2,
+        has_worked: bool = False,
+        is_larger_to_be_had: bool = False,
+    ) -> None:
+        """Nothing has failed yet.
+
+        Args:
+            run: `run(items, is_fp32=...)` has the model process handle one batch alone.
+            dtype: of stored rows.
+            max_strikes: failures of a record, alone, before it is refused.
+            has_worked: the process has given rows before.
+            is_larger_to_be_had: a worker with more memory than this one would be started for a shard that needs it.
+        """
         self._run = run
         self._dtype = dtype
         self._max_strikes = max_strikes
         self._has_worked = has_worked
+        self._is_larger_to_be_had = is_larger_to_be_had
         self._waiting: list[Refused] = []
         self._num_died = 0
         self._num_refused_at_first = 0
@@ -88,7 +108,7 @@ class Isolator:
         Raises:
             ModelProcessDied: the process dies whatever it is given.
             ModelError: the model raises whatever it is given.
-            OutOfMemory: no record fits.
+            OutOfMemory: no record fits; or one does not, and a larger worker can be had.
             NoProgress: the process hangs whatever it is given.
         """
         if isinstance(outcome, Rows):
@@ -116,6 +136,8 @@ class Isolator:
         """A single record that has failed once alone: again, until it works or has used up its strikes."""
         num_failures = 1
         while True:
+            if isinstance(failure, Died) and failure.did_exhaust_memory and self._is_larger_to_be_had:
+                raise OutOfMemory(f"record {item.ordinal} alone at offset {item.offset}: {failure.detail}")
             was_killed = isinstance(failure, Died) and failure.was_killed
             if num_failures >= self._max_strikes + (1 if was_killed else 0):
                 break

@@ -66,6 +66,7 @@ class ShardSession:
             dtype=STORED_DTYPES[self.settings.model.dtype],
             max_strikes=self.settings.max_record_strikes,
             has_worked=self.model.has_worked,
+            is_larger_to_be_had=self.settings.memory_bytes is not None,
         )
         assert self.model.num_in_flight == 0, "rows of another shard's batch would be taken for ours"
         self._ahead: deque[Piece] = deque()

@@ -12,7 +12,7 @@ from contract.names import ExitCode, FailureClass, QuarantineClass
 from contract.ranges import count
 from controller.actions import ReleaseShard
 from controller.api import Backoff, FailurePolicy
-from controller.consequences import delay_s, release
+from controller.consequences import MAX_CONDEMNED_IN_A_ROW, delay_s, release
 from controller.failure_policy import Verdict, classify
 from controller.observed import Evidence
 from tests import make
@@ -195,6 +195,46 @@ def test_a_bad_record_is_quarantined_after_two_batches_and_two_alone(
     assert [(item.first, item.next, item.count) for item in manifest.strikes] == [(40, 47, 2), (48, 60, 2)]
 
 
+def _with_quarantined(num_harmful: int, *, num_unread: int = 0) -> ShardManifest:
+    """A shard whose first records are in quarantine, some that no model was given among them."""
+    classes = [QuarantineClass.INVALID_RECORD] * num_unread + [QuarantineClass.POISON_INPUT] * num_harmful
+    quarantined = tuple(
+        replace(make.in_quarantine(ordinal), quarantine_class=kind) for ordinal, kind in enumerate(classes)
+    )
+    return replace(make.held(), quarantined=quarantined)
+
+
+def _end_alone(manifest: ShardManifest, ordinal: int) -> ShardManifest:
+    """The manifest once this record, alone, has ended its workers as often as is needed."""
+    while manifest.status is ShardStatus.RUNNING and ordinal not in {item.ordinal for item in manifest.quarantined}:
+        manifest = _die(manifest, SEGFAULT, ordinal, ordinal + 1)
+    return manifest
+
+
+@pytest.mark.parametrize("num_unread", [0, 3])
+def test_a_shard_of_which_every_record_ends_its_worker_fails(num_unread: int) -> None:
+    """It is not the records' fault then, and each would cost some workers. Others than the last stay in quarantine."""
+    manifest = _with_quarantined(0, num_unread=num_unread)
+    for ordinal in range(num_unread, num_unread + MAX_CONDEMNED_IN_A_ROW + 1):
+        assert manifest.status is ShardStatus.RUNNING
+        manifest = _end_alone(manifest, ordinal)
+
+    assert manifest.status is ShardStatus.FAILED
+    assert len(manifest.quarantined) == MAX_CONDEMNED_IN_A_ROW + num_unread
+    assert manifest.failure is not None
+    assert "in a row" in manifest.failure.detail
+
+
+def test_harmful_records_between_sound_ones_are_all_quarantined() -> None:
+    """However many they are: one that was done between them speaks for the others."""
+    manifest = make.with_checkpoint(_with_quarantined(MAX_CONDEMNED_IN_A_ROW), 7, 8)
+
+    manifest = _end_alone(manifest, MAX_CONDEMNED_IN_A_ROW + 1)
+
+    assert manifest.status is ShardStatus.RUNNING
+    assert len(manifest.quarantined) == MAX_CONDEMNED_IN_A_ROW + 1
+
+
 def test_kills_spread_over_records_quarantine_nobody() -> None:
     """Thirty kills from outside, each with another record alone in flight, blame none of them."""
     manifest = make.held()
@@ -304,7 +344,17 @@ def test_out_of_memory_again_raises_the_limit_up_to_the_allowed_one(
     assert found == expected
 
 
-@pytest.mark.parametrize(("detail", "is_raised"), [("CUDA out of memory", False), ("host memory exhausted", True)])
+@pytest.mark.parametrize(
+    ("detail", "is_raised"),
+    [
+        ("CUDA out of memory", False),
+        ("host memory exhausted", True),
+        (
+            "OutOfMemory: record 5 alone at offset 9: the model process was killed for the container's memory limit",
+            True,
+        ),
+    ],
+)
 def test_a_device_that_is_full_raises_no_limit_of_the_host(detail: str, *, is_raised: bool) -> None:
     """More memory for the container would not be used."""
     manifest = replace(make.held(), restarts=replace(make.held().restarts, streak=1))

@@ -115,6 +115,19 @@ def refused(pieces: Iterable[Piece]) -> dict[int, QuarantineClass]:
     return {piece.item.ordinal: piece.quarantine_class for piece in pieces if isinstance(piece, Refused)}
 
 
+def test_a_record_that_needs_more_memory_is_left_to_a_larger_worker() -> None:
+    """It is not quarantined while one can be had; what was finished before it is not lost."""
+    script, pieces = Script({3: "exhausts memory"}), []
+    one = Isolator(script.run, dtype=torch.float32, has_worked=True, is_larger_to_be_had=True)
+    batch = items(range(8))
+
+    with pytest.raises(OutOfMemory, match=r"record 3 alone at offset .*: .* container's memory limit"):
+        pieces.extend(one.resolve(batch, script.outcome(batch)))
+
+    assert finished(pieces) == [0, 1, 2]
+    assert refused(pieces) == {}
+
+
 def test_a_sound_batch_is_one_piece_and_costs_nothing() -> None:
     """Rows that are finite pass as they are."""
     script = Script()

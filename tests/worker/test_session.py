@@ -30,6 +30,7 @@ from tests.worker.build import (
     ticking,
     without,
 )
+from worker import model_client
 from worker.models.kmer import LETTERS
 from worker.run import Worker
 
@@ -127,6 +128,25 @@ def test_one_bad_record_is_quarantined_and_nothing_else(
     assert run.quarantine() == {f"r{BAD}": verdict}
     assert run.rows() == without(expected_rows(sequences), f"r{BAD}")
     assert worker.model.num_restarts <= max_restarts
+
+
+def test_a_record_that_needs_more_memory_ends_its_worker_while_a_larger_one_can_be_had(
+    small_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done before it is committed, and nothing is in quarantine; the largest worker does quarantine it."""
+    kills = count()
+    monkeypatch.setattr(model_client, "num_memory_kills", lambda: next(kills))  # the kernel's count, risen at each look
+    sequences = with_bad()
+    run = small_run(sequences, settings=replace(harmful(harm="kill"), memory_bytes=2**30))
+
+    with pytest.raises(OutOfMemory, match=rf"record {BAD} alone .* container's memory limit"):
+        run.worker().run()
+    assert run.quarantine() == {}
+    assert set(run.rows()) == {f"r{number}" for number in range(BAD)}
+
+    largest = small_run(sequences, name="largest", settings=harmful(harm="kill"))
+    completed(largest)
+    assert largest.quarantine() == {f"r{BAD}": "OutOfMemory"}
 
 
 def test_a_record_whose_row_is_nan_is_quarantined_and_nothing_else(small_run: MakeRun) -> None:
