@@ -182,8 +182,11 @@ def give_back(
     evidence: str,
     now: datetime,
     failure: Failure | None = None,
+    is_counted: bool = False,
 ) -> None:
     """Release a shard that this worker holds: on drain (nothing is charged), or, with `failure`, for good.
+
+    `is_counted`: the end is none that passes by itself, though nothing is charged to this shard.
 
     Raises what HeldShard.commit raises.
     """
@@ -198,7 +201,7 @@ def give_back(
         epoch=held.current.epoch,
         failure_class=failure_class,
         evidence=evidence,
-        counted=failure is not None,
+        counted=is_counted or failure is not None,
         ended_at=now,
         held_seconds=round((now - claimed_at).total_seconds(), 3) if claimed_at else None,
     )

@@ -125,6 +125,11 @@ class ModelProcess:
         self._is_first = True
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the process is there and has its model; False while it loads, and once it could not."""
+        return self._is_loaded
+
+    @property
     def num_restarts(self) -> int:
         """Starts after the first."""
         return max(0, self._num_starts - 1)

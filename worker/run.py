@@ -5,6 +5,7 @@ nothing else. What may end a shard early, and what becomes of its finished rows:
 
     drain (SIGTERM)         finished rows are committed, the shard is released (timeouts: stays ours); exit 143
     bad input object        sound records before the damage are committed, the shard is marked failed, the next is claimed
+    model cannot be loaded  finished rows are committed, the shard is given back: the run is to blame, not what we held
     model, device, memory   finished rows are committed, the shard stays ours: whoever finds us dead judges and releases it
     input store             finished rows are committed, as above
     output store, fencing   nothing can be committed; rows since the last commit are lost, and run again elsewhere
@@ -21,7 +22,7 @@ from datetime import datetime
 from io import BytesIO
 
 from contract import layout, plan
-from contract.errors import InvalidInput
+from contract.errors import InvalidInput, ModelError
 from contract.manifest import Failure, Owner, ShardManifest
 from contract.names import ExitCode, FailureClass
 from contract.plan import Plan
@@ -133,13 +134,19 @@ class Worker:
             self.metrics.shard_ended(ShardEnd.FAILED)
             logger.error("shard failed", extra={"shard": held.current.shard, "detail": str(error)})  # noqa: TRY400
             return
-        except Exception:
-            self.metrics.shard_ended(ShardEnd.LEFT)
+        except Exception as error:
             # The judgement of this error is left to whoever finds this worker ended. Its finished rows are sound.
-            if session.writer.has_failed:
-                session.writer.abandon()
-            else:
-                session.finish()
+            end = ShardEnd.LEFT
+            try:
+                if session.writer.has_failed:
+                    session.writer.abandon()
+                else:
+                    session.finish()
+                    if isinstance(error, ModelError) and not self.model.is_loaded:
+                        self._give_back_blameless(held, error)
+                        end = ShardEnd.RELEASED
+            finally:
+                self.metrics.shard_ended(end)
             raise
         if held.current.is_final:
             self.metrics.shard_ended(ShardEnd.COMPLETE)
@@ -149,6 +156,15 @@ class Worker:
             self.metrics.shard_ended(ShardEnd.RELEASED)
         else:
             self.metrics.shard_ended(ShardEnd.LEFT)
+
+    def _give_back_blameless(self, held: HeldShard, error: Exception) -> None:
+        """Give a shard back that waited for a model which can never be loaded.
+
+        Left in our hands it would be charged with our end and failed, and so would each next shard in its turn, before
+        the run were found to be at fault. A worker that holds nothing tells of the run.
+        """
+        give_back(held, failure_class=FailureClass.CONFIGURATION, evidence=str(error), now=self.now(), is_counted=True)
+        self._note(shard=None, epoch=None, first=None, next=None, first_offset=None, first_id="")
 
     def _open_session(self, shards: Plan, held: HeldShard) -> ShardSession:
         current = held.current

@@ -331,6 +331,20 @@ def test_a_model_error_keeps_what_was_finished(small_run: MakeRun) -> None:
     assert run.manifest().owner == worker.owner
 
 
+def test_a_model_that_cannot_be_loaded_is_not_held_against_the_shard(small_run: MakeRun) -> None:
+    """The shard is given back unharmed, the attempt counts, and the last words name no shard: the run is to blame."""
+    run = small_run(SEQUENCES, settings=settings(model=model("build_raising")))
+    worker = run.worker()
+
+    with pytest.raises(ModelError, match="no weights here"):
+        worker.run()
+
+    found = run.manifest()
+    assert (found.status, found.owner, found.failure, found.restarts.streak) == (ShardStatus.PENDING, None, None, 0)
+    assert [(item.failure_class, item.counted) for item in found.attempts] == [(FailureClass.CONFIGURATION, True)]
+    assert worker.recorder.flight.shard is None
+
+
 class RefusingStore(LocalStore):
     """Takes manifests, refuses data."""
 
