@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from cli.processes import ProcessTable
 from contract import settings
 from contract.errors import Corrupt
 from contract.manifest import ShardManifest
-from contract.names import Phase
+from contract.names import ExitCode, Phase
 from controller import api, memory
 from controller.actions import Action, Finalize, ForgetWorker, KeepLog, ReleaseShard, StartWorker, StopWorker
 from controller.api import InferenceRun
@@ -75,9 +75,16 @@ class Coordinator:
     """Environment of the worker in a slot: which device it sees, how many threads it may use."""
     grace: timedelta
     interrupts: Interrupts
+    _is_refused: bool = field(default=False, init=False)
+    """A worker has said that the spec or the model cannot work, and nothing has been committed since."""
 
     def work(self) -> Turn:
-        """Turn until the run has ended, or everything has drained after an interrupt; returns the last turn.
+        """Turn until the run has ended, everything has drained after an interrupt, or nothing is left to try.
+
+        The last: a worker refused the spec or the model. On a cluster somebody can change the resource while the
+        breaker waits for its next probe; here they are read from files that whoever started this has to mend first.
+
+        Returns the last turn, in phase CircuitOpen in that last case.
 
         Raises:
             Fenced: another coordinator has taken over.
@@ -88,7 +95,8 @@ class Coordinator:
             self._adopt_orphans()
             while True:
                 turn, requeue_s = self._turn(may_start=not self.interrupts.count)
-                if turn.status.phase in ENDED and self.processes.num_live == 0:
+                self._is_refused = turn.status.phase is Phase.CIRCUIT_OPEN and (self._is_refused or has_refused(turn))
+                if (turn.status.phase in ENDED or self._is_refused) and self.processes.num_live == 0:
                     return turn
                 if self.interrupts.count:
                     return self._drain()
@@ -191,6 +199,18 @@ class Coordinator:
                 self.processes.kill_all()
             self.processes.kill_overdue(self.now())
             self.interrupts.wait(TURN_S / 4)
+
+
+def has_refused(turn: Turn) -> bool:
+    """Whether a worker ended because the spec or the model cannot work. Pure.
+
+    Such a worker holds no shard; one that does may have met a single object, or records, that its model cannot take.
+    """
+    held = {found.owner.uid for found in turn.manifests.values() if found.owner is not None}
+    return any(
+        worker.evidence is not None and worker.evidence.exit_code == ExitCode.INVALID and worker.uid not in held
+        for worker in turn.workers
+    )
 
 
 def restored_memory(fields: dict[str, object]) -> RunMemory:

@@ -64,7 +64,7 @@ def command(file: Path, *, workers: int | None, restart: bool, as_json: bool) ->
     """Run the InferenceRun in FILE on this machine.
 
     The same command resumes what it did not finish. Ctrl-C drains: workers commit what is finished, then end; a second one
-    kills them. Exit code 0: succeeded; 1: failed (the summary says why); 130: interrupted.
+    kills them. Exit code 0: succeeded; 1: failed, or no worker can load the model (the summary says why); 130: interrupted.
     """
     # Until workers run there is nothing to drain, and dying at any line is harmless: no start-up waits for a mute store.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -242,7 +242,7 @@ def summary(run: InferenceRun, ended: Ended, elapsed_s: float) -> dict[str, Any]
         "run": run.name,
         "output": run.spec.output.uri,
         "phase": status["phase"],
-        "message": status["message"],
+        "message": _why(ended),
         "records": sum(item.records for found in turn.manifests.values() for item in found.checkpoints),
         "quarantined": status["quarantined"],
         "shards": status["shards"],
@@ -254,6 +254,17 @@ def summary(run: InferenceRun, ended: Ended, elapsed_s: float) -> dict[str, Any]
         "interrupted": ended.was_interrupted,
         "logs": str(ended.logs) if ended.logs else None,
     }
+
+
+def _why(ended: Ended) -> str:
+    """Why it is not complete; empty = nothing to say. What a refused run says elsewhere speaks of a cluster."""
+    status = ended.turn.status
+    if status.phase is not Phase.CIRCUIT_OPEN or ended.was_interrupted or not status.last_failures:
+        return status.message
+    return (
+        f"{status.last_failures[-1].evidence}; mend it, then run this again; with another model or other parameters it "
+        "is another run, and needs --restart or another output.uri"
+    )
 
 
 def work_lost_s(manifests: dict[int, ShardManifest]) -> float:

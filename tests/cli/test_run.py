@@ -11,7 +11,7 @@ import pytest
 from contract import process_identity
 from contract.manifest import Owner
 from contract.names import ExitCode
-from tests.cli.local_run import LocalRun, wait_until
+from tests.cli.local_run import REPOSITORY, LocalRun, wait_until
 from tests.gated_model import Gated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -174,19 +174,36 @@ def test_batches_that_do_not_fit_are_split_and_the_budget_sticks_to_the_shard(tm
     assert run.rows() == expected_rows(SEQUENCES)
 
 
-def test_a_model_that_cannot_be_loaded_opens_the_breaker_and_fails_the_run(tmp_path: Path) -> None:
-    """A configuration that cannot work costs one worker and one probe for each opening, and ends in Failed."""
+def test_a_model_that_cannot_be_loaded_ends_the_command_at_once(tmp_path: Path) -> None:
+    """Nobody but whoever started it can mend the model, so no probe is waited for, and no shard is failed."""
     run = gated(tmp_path)
     run.model = {"name": "torch", "source": "tests.gated_model:always_raises"}
-    run.spec = {"failurePolicy": {"runBreaker": {"probeSeconds": 1, "maxOpenings": 1}}}
 
     ended = run.run()
 
-    assert (ended.code, ended.fields["phase"]) == (1, "Failed"), ended.errors
-    assert ended.fields["restarts"]["total"] <= 4
-    assert "no weights here" in ended.output
+    assert (ended.code, ended.fields["phase"]) == (1, "CircuitOpen"), ended.errors
+    assert ended.fields["restarts"]["total"] <= 2
+    assert ended.fields["shards"]["failed"] == 0
+    assert "no weights here" in ended.fields["message"]
+    assert "mend it, then run this again" in ended.fields["message"]
     logs = list((Path(run.output) / "g0001" / "logs").glob("test-run-*.txt"))
     assert [path for path in logs if "no weights here" in path.read_text()], "the log of a failed worker is kept"
+
+
+def test_a_refused_run_goes_on_once_its_module_is_mended(tmp_path: Path) -> None:
+    """The same command, after the user has mended the code that `source` names, opens no generation and succeeds."""
+    module = tmp_path / "mended_later.py"
+    module.write_text("import torch\ndef build():\n    raise ValueError('no weights yet')\n")
+    run = LocalRun(directory=tmp_path, sequences=SEQUENCES, environment={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    run.model = {"name": "torch", "source": "mended_later:build"}
+    refused = run.run()
+
+    module.write_text("import torch\ndef build():\n    return lambda values: torch.ones(len(values), 2)\n")
+    ended = run.run()
+
+    assert refused.code == 1, refused.errors
+    assert (ended.code, ended.fields["records"]) == (0, len(SEQUENCES)), ended.errors
+    assert not (Path(run.output) / "g0002").exists()
 
 
 def test_restart_opens_a_generation_and_keeps_the_old_one(tmp_path: Path) -> None:
