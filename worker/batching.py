@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from contract.names import QuarantineClass
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -26,12 +28,24 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that goes to quarantine without having been near the model."""
+
+    item: Item
+    quarantine_class: QuarantineClass
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A contiguous run of records (less those refused by the reader), at least one."""
 
     items: tuple[Item, ...]
     is_suspect: bool = False
     """It was in flight when a worker died: it runs with nothing beside it in the model process."""
+    skipped: tuple[Skipped, ...] = ()
+    """Records refused by the reader behind its first one. They are settled before it is: a checkpoint of its rows covers
+    their ordinals."""
 
     @property
     def first(self) -> int:
@@ -64,6 +78,11 @@ class Packer:
         self._items: list[Item] = []
         self._num_tokens = 0
         self._strikes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch is under way."""
+        return not self._items
 
     def add(self, item: Item, *, strikes: int = 0, is_adjacent: bool = True) -> Batch | None:
         """Take a record; returns the batch it closed, if any.
@@ -107,4 +126,5 @@ def repacked(batch: Batch, token_budget: int) -> tuple[Batch, ...]:
     packer = Packer(token_budget)
     batches = [closed for item in batch.items if (closed := packer.add(item)) is not None]
     last = packer.flush()
-    return tuple(replace(part, is_suspect=batch.is_suspect) for part in (*batches, last) if part is not None)
+    parts = [replace(part, is_suspect=batch.is_suspect) for part in (*batches, last) if part is not None]
+    return replace(parts[0], skipped=batch.skipped), *parts[1:]

@@ -64,7 +64,10 @@ class PendingRows:
         return self.finished[-1].items[-1] if self.finished else None
 
     def add(self, piece: Finished | Refused) -> None:
-        """Take a piece that follows, in file order, all taken before."""
+        """Take rows that follow, in file order, all taken before, or a verdict.
+
+        A verdict on a record between others of a batch comes before their rows, or a checkpoint would count it as done.
+        """
         if isinstance(piece, Refused):
             self.quarantined.append(
                 Quarantined(

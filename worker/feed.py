@@ -1,7 +1,9 @@
 """Reading, preparing and packing ahead, in a thread of its own, so that the device never waits for the store.
 
 Yields, in file order, batches, records that no model gets to see, and at last the end of the range or what reading failed
-with. The queue is bounded: memory stays that of a few batches, whatever the size of the input.
+with. A record refused between two of a batch comes with the batch and does not close it: with one in twenty refused, batches
+that end there cost a third of the speed (measured 2026-11-28 with a model that takes 3 ms and 2 us a token, 16 K tokens a
+batch). The queue is bounded: memory stays that of a few batches, whatever the size of the input.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from contract.errors import InferenceRunError, InvalidInput
 from contract.manifest import ShardManifest
 from contract.names import QuarantineClass
 from contract.ranges import count
-from worker.batching import Batch, Item, Packer
+from worker.batching import Batch, Item, Packer, Skipped
 from worker.models.protocol import Preparer, RecordTooLong, Unusable
 from worker.records.record import Record
 from worker.shards import Todo
@@ -27,19 +29,13 @@ QUEUE_LENGTH = 4
 MAX_UNUSABLE_AT_FIRST = 1000
 """A range whose first so many records are all unusable was not meant to be read this way."""
 
+MAX_SKIPPED = 1000
+"""With one batch: a longer run of refused records closes it."""
+
 _POLL_S = 0.1
 
 _LEAVE_WAIT_S = 1.0
 """For the thread to end. One that waits for a slow store is left behind: finished rows must be committed meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A record that goes to quarantine without having been near the model."""
-
-    item: Item
-    quarantine_class: QuarantineClass
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +112,7 @@ class Feed:
 
     def _pack(self) -> Iterator[Piece]:
         packer = Packer(self._token_budget)
+        skipped: list[Skipped] = []
         is_adjacent, num_read, num_usable = True, 0, self._num_done
         try:
             for record in self._records:
@@ -133,22 +130,25 @@ class Feed:
                             f"{self._where}: none of the first {num_read} records from offset {record.offset} is usable "
                             f"(last: {prepared.detail}); check input.format, input.valueField and the model"
                         )
-                    if (closed := packer.flush()) is not None:
-                        yield closed
-                    yield prepared
-                    continue
-                num_usable += 1
-                closed = packer.add(prepared, strikes=self._todo.strikes(record.ordinal), is_adjacent=is_adjacent)
-                is_adjacent = True
+                    if packer.is_empty:
+                        yield prepared
+                        continue
+                    skipped.append(prepared)
+                    closed = packer.flush() if len(skipped) >= MAX_SKIPPED else None
+                else:
+                    num_usable += 1
+                    closed = packer.add(prepared, strikes=self._todo.strikes(record.ordinal), is_adjacent=is_adjacent)
+                    is_adjacent = True
                 if closed is not None:
-                    yield closed
+                    yield replace(closed, skipped=tuple(skipped))
+                    skipped = []
         except InferenceRunError:
             # Everything before the damage is sound: it is done first.
             if (closed := packer.flush()) is not None:
-                yield closed
+                yield replace(closed, skipped=tuple(skipped))
             raise
         if (closed := packer.flush()) is not None:
-            yield closed
+            yield replace(closed, skipped=tuple(skipped))
         yield EndOfRange(num_records=self._next_ordinal)
 
     def _prepare(self, record: Record) -> Item | Skipped:

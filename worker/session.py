@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -18,9 +18,9 @@ import torch
 from contract.names import CheckpointReason
 from contract.ranges import intersection
 from contract.settings import WorkerSettings
-from worker.batching import Batch, Item, repacked
+from worker.batching import Batch, Item, Skipped, repacked
 from worker.checkpoint import CheckpointWriter, Job, PendingRows
-from worker.feed import EndOfRange, Feed, Piece, ReadingFailed, Skipped
+from worker.feed import EndOfRange, Feed, Piece, ReadingFailed
 from worker.held_shard import HeldShard
 from worker.isolation import Finished, Isolator, Refused
 from worker.isolation import Piece as Resolved
@@ -147,8 +147,12 @@ class ShardSession:
             return False
         if isinstance(piece, Skipped):
             self._ahead.popleft()
-            self._pending.add(Refused(piece.item, piece.quarantine_class, piece.detail))
+            self._take_skipped((piece,))
         return True
+
+    def _take_skipped(self, skipped: Iterable[Skipped]) -> None:
+        for one in skipped:
+            self._pending.add(Refused(one.item, one.quarantine_class, one.detail))
 
     def _settle(self, outcome: Outcome) -> None:
         """Take the rows of the oldest batch in flight; if it failed, resolve it, and all behind it, in order."""
@@ -158,6 +162,7 @@ class ShardSession:
             outcomes.append((self._in_flight[0], self._wait()))
             self._in_flight.popleft()
         for batch, result in outcomes:
+            self._take_skipped(batch.skipped)
             pieces = self._isolator.resolve(batch.items, result, was_alone=batch.is_suspect)
             self._take_all(pieces, is_window_open=not is_sound)
         if self._pending.has_costly_verdict:
@@ -209,6 +214,7 @@ class ShardSession:
             batch = self._in_flight.popleft()
             if not self._isolator.is_sound(outcome):
                 return
+            self._take_skipped(batch.skipped)
             self._take_all(self._isolator.resolve(batch.items, outcome))
 
     def _commit_if_due(self, *, is_window_open: bool = False) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.names import QuarantineClass
 from tests.worker.build import item, items
-from worker.batching import Batch, Item, Packer, halves, repacked
+from worker.batching import Batch, Item, Packer, Skipped, halves, repacked
 
 SIZES = st.lists(st.integers(1, 40), max_size=60)
 BUDGETS = st.integers(1, 50)
@@ -67,6 +68,15 @@ def test_packing_from_any_pack_boundary_gives_the_same_packs(
     resumed = packed(records[num_before:], budget)
 
     assert resumed == batches[boundary:]
+
+
+def test_a_repacked_batch_keeps_its_verdicts_with_the_first_part() -> None:
+    """They are settled before any of its rows, whatever the parts become."""
+    skipped = (Skipped(item(3), QuarantineClass.TOO_LONG, "60 letters"),)
+
+    parts = repacked(Batch(items=items([1, 2, 4], tokens=10), skipped=skipped), 20)
+
+    assert [part.skipped for part in parts] == [skipped, ()]
 
 
 def test_a_pack_never_spans_a_settled_record() -> None:

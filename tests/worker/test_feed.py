@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from contract.names import QuarantineClass
 from contract.store.errors import Unavailable
 from contract.transitions import committed
 from tests import make
-from worker.batching import Batch
-from worker.feed import MAX_UNUSABLE_AT_FIRST, QUEUE_LENGTH, EndOfRange, Feed, Piece, ReadingFailed, Skipped
+from worker.batching import Batch, Skipped
+from worker.feed import MAX_UNUSABLE_AT_FIRST, QUEUE_LENGTH, EndOfRange, Feed, Piece, ReadingFailed
 from worker.models.protocol import Prepared, RecordTooLong, Unusable
 from worker.records.record import Record
 
@@ -70,10 +71,11 @@ def pieces_of(feed: Feed) -> list[Piece]:
 
 
 def shape(pieces: Iterable[Piece]) -> list[Any]:
-    """Ordinals of batches as lists, of skipped records as their class, the end as the number of records."""
+    """Ordinals of batches as lists, after those skipped with them; skipped records with their class; the end as a number."""
     found: list[Any] = []
     for piece in pieces:
         if isinstance(piece, Batch):
+            found += [(one.item.ordinal, one.quarantine_class.value) for one in piece.skipped]
             found.append([one.ordinal for one in piece.items])
         elif isinstance(piece, Skipped):
             found.append((piece.item.ordinal, piece.quarantine_class.value))
@@ -104,20 +106,41 @@ def test_a_record_is_prepared_and_keeps_its_identity() -> None:
     assert (one.offset, one.next_offset, one.position, one.id) == (0, 10, 10, "r0")
 
 
-def test_records_that_no_model_sees_come_in_their_place() -> None:
-    """Refused by the reader, by the preparer, or too long: each with its class, and the batch before them closed."""
-    records = [record(0), record(1, None), record(2, "?"), record(3, "A" * 51), record(4)]
+INVALID, TOO_LONG = QuarantineClass.INVALID_RECORD.value, QuarantineClass.TOO_LONG.value
+
+
+def test_records_that_no_model_sees_come_with_the_batch_around_them() -> None:
+    """Refused by the reader, by the preparer, or too long: each with its class, and the batch is filled all the same."""
+    records = [record(0), record(1, None), record(2, "?"), record(3, "A" * 51), record(4), record(5)]
 
     pieces = pieces_of(feed_of(records))
 
-    invalid, too_long = QuarantineClass.INVALID_RECORD.value, QuarantineClass.TOO_LONG.value
-    assert shape(pieces) == [[0], (1, invalid), (2, invalid), (3, too_long), [4], 5]
-    assert [piece.detail for piece in pieces if isinstance(piece, Skipped)] == [
-        "empty",
-        "a question mark",
-        "51 letters",
+    assert shape(pieces) == [(1, INVALID), (2, INVALID), (3, TOO_LONG), [0, 4], [5], 6]
+    assert isinstance(pieces[0], Batch)
+    assert [one.detail for one in pieces[0].skipped] == ["empty", "a question mark", "51 letters"]
+    assert [one.item.offset for one in pieces[0].skipped] == [10, 20, 30]
+
+
+def test_records_that_no_model_sees_wait_for_no_batch_where_there_is_none() -> None:
+    """At the start they come at once, one by one; at the end and before damage with the last batch."""
+    at_start = [record(0, None), record(1, "?"), record(2)]
+    at_end = [record(0), record(1, None)]
+
+    assert shape(pieces_of(feed_of(at_start))) == [(0, INVALID), (1, INVALID), [2], 3]
+    assert shape(pieces_of(feed_of(at_end))) == [(1, INVALID), [0], 2]
+    assert shape(pieces_of(feed_of(chain(at_end, broken(0, InvalidInput("cut")))))) == [
+        (1, INVALID),
+        [0],
+        "InvalidInput",
     ]
-    assert [piece.item.offset for piece in pieces if isinstance(piece, Skipped)] == [10, 20, 30]
+
+
+def test_a_long_run_of_refused_records_closes_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts do not pile up behind one batch: what is refused after so many comes by itself."""
+    monkeypatch.setattr("worker.feed.MAX_SKIPPED", 2)
+    records = [record(0), *(record(number, "?") for number in range(1, 4)), record(4)]
+
+    assert shape(pieces_of(feed_of(records))) == [(1, INVALID), (2, INVALID), [0], (3, INVALID), [4], 5]
 
 
 def test_settled_records_are_skipped_and_no_batch_spans_them() -> None:

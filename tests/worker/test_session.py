@@ -13,6 +13,7 @@ import torch
 from contract.errors import ModelError, ModelProcessDied, OutOfMemory
 from contract.manifest import ShardManifest, ShardStatus
 from contract.names import ExitCode
+from contract.ranges import difference, from_ordinals
 from contract.settings import ModelSettings, RowKind
 from contract.transitions import first_claim, released, requeued
 from tests import make
@@ -336,6 +337,29 @@ def test_records_that_cannot_be_read_are_quarantined_with_their_offset(small_run
     for entry in run.manifest().quarantined:
         assert text[entry.offset :].startswith(f">{entry.id}\n".encode())
     assert run.rows() == without(expected_rows(sequences), "r0", "r17", "r39")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"harm": "raise"}, {"harm": "segfault"}, {"above_tokens": 40}],
+    ids=["sound", "raise", "die", "memory"],
+)
+def test_records_that_cannot_be_read_do_not_cut_batches(small_run: MakeRun, parameters: dict[str, Any]) -> None:
+    """One in three is empty, between the records of a batch that is sound, taken apart, or split: each has its one place."""
+    empty = [number for number in range(40) if number % 3 == 1]
+    sequences = ["" if number in empty else text for number, text in enumerate(with_bad(SEQUENCES, 12))]
+    bad = [12] if "harm" in parameters else []
+    few = checkpoints(every_records=5, emergency_seconds=1e6)
+    run = small_run(sequences, settings=replace(harmful(**parameters), checkpoint=few))
+
+    worker = completed(run)
+
+    lengths = [len(payloads) for payloads, _ in worker.model.submitted]
+    poison = {f"r{number}": "PoisonInput" for number in bad}
+    assert run.quarantine() == {**dict.fromkeys((f"r{number}" for number in empty), "InvalidRecord"), **poison}
+    assert run.rows() == without(expected_rows(sequences), *(f"r{number}" for number in [*empty, *bad]))
+    assert run.manifest().done == difference(((0, 40),), from_ordinals([*empty, *bad]))
+    assert max(lengths) >= 4
 
 
 def test_a_shard_without_a_usable_record_is_complete(small_run: MakeRun) -> None:
