@@ -58,7 +58,7 @@ def probe(
 
     Raises:
         UnsuitableStore: a condition that must fail did not. Permanent; the message names the check and its meaning.
-        OutcomeUnknown: the store did not answer clearly within a minute.
+        OutcomeUnknown: the store did not answer clearly within three minutes (`contract.store.commit.BUDGET_S`).
         AccessDenied: it refuses reads or writes at all.
     """
     prefix = f"{PROBE_PREFIX}{nonce}/"
