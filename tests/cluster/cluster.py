@@ -365,10 +365,13 @@ class Cluster(GivenCluster):
         # The nodes start while the API server does.
         started = [self._start_node() for _ in range(self._initial_nodes)]
         control_plane.wait_ready(layout, self._watched())
+        # Ready before the controllers look at them. The node controller of 1.20 queues a node that begins as NotReady for a
+        # taint again at each look and takes it out once: what is left stays at the head for ever (UniqueQueue.SetRemove
+        # forgets the name alone), and of the nodes that are lost later some are never tainted, their pods never deleted.
+        self._wait_for_nodes(started)
         self._keep(control_plane.start_controller_manager(layout, binaries))
         self._keep(control_plane.start_scheduler(layout, binaries))
         wait_until(lambda: self.takes_pods("default"), "the API server to take pods", 60, watched=self._watched())
-        self._wait_for_nodes(started)
 
     def _start_apiserver(self) -> None:
         self._keep(control_plane.start_apiserver(self._running_layout, self._running_binaries))

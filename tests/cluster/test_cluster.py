@@ -54,6 +54,11 @@ def status_of(cluster: GivenCluster, namespace: str, name: str) -> dict[str, Any
     return status
 
 
+def is_deleted(cluster: GivenCluster, namespace: str, name: str) -> bool:
+    """Whether somebody has deleted a pod that is still there."""
+    return "deletionTimestamp" in cluster.plain(cluster.core.read_namespaced_pod(name, namespace))["metadata"]
+
+
 def status_when(cluster: GivenCluster, namespace: str, name: str, phases: set[str]) -> dict[str, Any]:
     """The pod's status, as JSON, once its phase is one of `phases`."""
     seen: dict[str, Any] = {}
@@ -178,7 +183,7 @@ def test_the_apiserver_comes_back_with_all_it_knew(own_cluster: Cluster, namespa
 
 
 def test_a_killed_node_is_lost_with_all_its_processes(own_cluster: Cluster, namespace: str) -> None:
-    """SIGKILL of a node ends its containers at once; the API learns it by silence; removal leaves nothing of it."""
+    """SIGKILL of a node ends its containers at once; the API learns it by silence; its pods are deleted, yet stay."""
     name = own_cluster.add_node()
     create(own_cluster, namespace, pod("doomed", "sleep", "600", nodeName=name))
     status_when(own_cluster, namespace, "doomed", {"Running"})
@@ -189,6 +194,8 @@ def test_a_killed_node_is_lost_with_all_its_processes(own_cluster: Cluster, name
     with timed("killed node seen as NotReady"):
         wait_until(lambda: not own_cluster.is_node_ready(name), f"{name} to be lost", 60)
     phase = status_of(own_cluster, namespace, "doomed")["phase"]
+    with timed("its pod deleted"):
+        wait_until(lambda: is_deleted(own_cluster, namespace, "doomed"), "the pod of a lost node to be deleted", 60)
     own_cluster.remove_node(name)
 
     assert alive
@@ -225,6 +232,7 @@ def test_nothing_is_left_of_a_cluster_beside_another(own_cluster: Cluster, tmp_p
     create(second, "default", pod("left", "sleep", "600"))
     status_when(second, "default", "left", {"Running"})
     while_up = traces(second)
+    controllers_say = (second.logs / "kube-controller-manager.log").read_text()
     second.close()
     with timed("down"):
         run(sys.executable, "-m", "tests.cluster", "down", "--directory", second.directory)
@@ -235,6 +243,7 @@ def test_nothing_is_left_of_a_cluster_beside_another(own_cluster: Cluster, tmp_p
     assert {kind for kind, found in while_up.items() if found} == {"processes", "interfaces", "cgroups", "folder"}
     assert when_down == {kind: [] for kind in when_down}
     assert first_is_well
+    assert "Entering master disruption mode" not in controllers_say, "nodes must be Ready before the controllers start"
 
 
 @contextmanager
