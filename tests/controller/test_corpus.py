@@ -20,7 +20,7 @@ from controller.observed import Evidence, WorkerState
 from controller.pods import read_node, read_pod, worker_view
 from tests.corpus.corpus import RUN_UID, Case, cases, seen, shown, verdict
 from tests.corpus.page import PAGE, updated
-from tests.corpus.record import scenarios
+from tests.corpus.record import scenarios, scrubbed
 from tests.make import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,14 @@ def test_what_is_recorded_can_be_recorded_again() -> None:
 
     assert set(recorded) <= set(known)
     assert all(case.expected.failure_class == known[name].expected.get("class") for name, case in recorded.items())
+
+
+def test_what_is_recorded_holds_no_instant_of_its_recording() -> None:
+    """Instants are steps from a fixed one, whichever way the client writes them."""
+    found = scrubbed({"pod": "2031-05-06T07:08:09Z", "node": ["2031-05-06T07:08:09+00:00", "2031-05-06T07:08:10Z"]}, {})
+    first, second = "2026-01-01T12:00:00Z", "2026-01-01T12:00:10Z"
+
+    assert found == {"pod": first, "node": [first, second]}
 
 
 def test_no_spot_eviction_is_ever_charged() -> None:

@@ -44,6 +44,11 @@ SAY_BATCH = f"printf %s '{BATCH}' > /dev/termination-log; "
 DRAINING = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code})); print('up'); time.sleep(600)"
 )
+STAYS = "echo up; sleep 600"
+TAKES_NO_NOTICE = "echo up; while true; do sleep 1; done"
+FILLS = "head -c 50000000 /dev/zero > {}/full; sleep 600"
+TOO_LARGE = "bytearray(300 << 20)"
+LITTLE_MEMORY = {"resources": {"limits": {"memory": "64Mi"}}}
 
 Object = dict[str, Any]
 
@@ -60,13 +65,15 @@ class Scenario:
     container: Mapping[str, Any] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
     shard: str | None = None
-    act: Callable[[Stage, str], None] = lambda _stage, _name: None
-    """Done once the pod has been made; gets its name."""
+    act: Callable[[Stage, str], None] | None = None
+    """Done once the worker's program has begun; gets the pod's name."""
     is_shown: Callable[[Object], bool] = lambda pod: pod["status"].get("phase") in {"Failed", "Succeeded"}
     """Whether a version of the pod is the one to keep; the last such is."""
     is_gone: bool = False
     """Keep the last version, once the object has gone."""
     is_node_gone: bool = False
+    harms_node: bool = False
+    """What happens to the node would happen to all other pods on it: comes last, and alone."""
 
 
 class Stage:
@@ -100,6 +107,10 @@ class Stage:
                     if event["type"] == "DELETED":
                         self.gone.add(pod["metadata"]["name"])
 
+    def make(self, scenario: Scenario) -> None:
+        """The pod of a scenario."""
+        self.cluster.core.create_namespaced_pod(NAMESPACE, body(scenario))  # type: ignore[arg-type]
+
     def shown(self, scenario: Scenario) -> Object | None:
         """The version to keep, None while it has not been shown."""
         versions = self.versions.get(scenario.name, [])
@@ -121,19 +132,16 @@ class Stage:
 
     def delete(self, name: str) -> None:
         """As kubectl delete."""
-        self.wait_running(name)
         self.cluster.core.delete_namespaced_pod(name, NAMESPACE)
 
     def evict(self, name: str) -> None:
         """Through the Eviction API, in the version that the server has."""
-        self.wait_running(name)
         version = "policy/v1" if self.minor >= 22 else "policy/v1beta1"
         body = {"apiVersion": version, "kind": "Eviction", "metadata": {"name": name, "namespace": NAMESPACE}}
         self.cluster.core.create_namespaced_pod_eviction(name, NAMESPACE, body)  # type: ignore[arg-type]
 
     def kill_program(self, name: str) -> None:
         """SIGKILL from outside, as another program or a person on the node would send."""
-        self.wait_running(name)
         mark = f"mark={name}".encode()
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -142,17 +150,14 @@ class Stage:
 
     def take_out(self, name: str) -> None:
         """Give the pod's node a taint that it does not tolerate."""
-        self.wait_running(name)
         self.cluster.taint(self.node_of(name), [{"key": "maintenance", "effect": "NoExecute"}])
 
     def lose_node(self, name: str) -> None:
         """End every process of the pod's node."""
-        self.wait_running(name)
         self.cluster.kill_node(self.node_of(name))
 
     def remove_node(self, name: str) -> None:
         """The same, and its Node object goes."""
-        self.wait_running(name)
         self.cluster.remove_node(self.node_of(name))
 
     def node_of(self, name: str) -> str:
@@ -207,22 +212,36 @@ BROKEN = death("Configuration", "run", isPermanent=True)
 RETRIED = death("Transient", "shard")
 
 
+def container(name: str, *command: str, **more: Any) -> Object:
+    """One of the image that every node has."""
+    return {"name": name, "image": BASE_IMAGE, "imagePullPolicy": "Never", "command": list(command), **more}
+
+
+def init(*command: str, **more: Any) -> Object:
+    """The spec of a pod with an init container."""
+    return {"initContainers": [container("fetch", *command, **more)]}
+
+
+def beside(*command: str) -> Object:
+    """The spec of a pod with a sidecar."""
+    return {"containers": [container("proxy", *command)]}
+
+
+def on(node: str) -> Object:
+    """The spec of a pod for one node."""
+    return {"nodeSelector": {"kubernetes.io/hostname": node}}
+
+
 def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
     """All of them; `second` and `third` are lost at the end."""
-    up = "echo up; "
-    on_first = {"nodeSelector": {"kubernetes.io/hostname": first}}
-    on_second = {"nodeSelector": {"kubernetes.io/hostname": second}}
-    on_third = {"nodeSelector": {"kubernetes.io/hostname": third}}
     drains = f'exec python3 -uc "{DRAINING.format(code=143)}"'
-    init = {"name": "fetch", "image": BASE_IMAGE, "imagePullPolicy": "Never"}
-    proxy = {"name": "proxy", "image": BASE_IMAGE, "imagePullPolicy": "Never"}
     secret = {"secretKeyRef": {"name": "store-credentials", "key": "password"}}
     return (
         Scenario(
             name="oom-killed",
             what="A real container goes over its memory limit with a batch in flight",
-            script=SAY_BATCH + 'exec python3 -c "bytearray(300 << 20)"',
-            container={"resources": {"limits": {"memory": "64Mi"}}},
+            script=SAY_BATCH + f'exec python3 -c "{TOO_LARGE}"',
+            container=LITTLE_MEMORY,
             shard="held",
             expected=death("OutOfMemory", "shard"),
         ),
@@ -243,7 +262,7 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="sigkill",
             what="Somebody on the node sends SIGKILL to the worker",
-            script=SAY_BATCH + up + "while true; do sleep 1; done # mark=sigkill",
+            script=SAY_BATCH + TAKES_NO_NOTICE + " # mark=sigkill",
             act=Stage.kill_program,
             shard="held",
             expected=death("NodeLost", "nobody"),
@@ -286,7 +305,7 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="deleted-and-killed",
             what="A pod is deleted, and its program takes no notice of SIGTERM",
-            script=SAY_BATCH + up + "while true; do sleep 1; done",
+            script=SAY_BATCH + TAKES_NO_NOTICE,
             act=Stage.delete,
             is_shown=has_ended_deleted,
             shard="held",
@@ -395,30 +414,20 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="init-failed",
             what="A real init container fails",
-            spec={
-                "initContainers": [{**init, "command": ["sh", "-c", "echo no bucket > /dev/termination-log; exit 2"]}]
-            },
+            spec=init("sh", "-c", "echo no bucket > /dev/termination-log; exit 2"),
             expected=RETRIED,
         ),
         Scenario(
             name="init-oom-killed",
             what="A real init container goes over its memory limit",
-            spec={
-                "initContainers": [
-                    {
-                        **init,
-                        "command": ["python3", "-c", "bytearray(300 << 20)"],
-                        "resources": {"limits": {"memory": "64Mi"}},
-                    }
-                ]
-            },
+            spec=init("python3", "-c", TOO_LARGE, **LITTLE_MEMORY),
             expected=death("OutOfMemory", "shard"),
         ),
         Scenario(
             name="sidecar-runs-on",
             what="The worker has failed while its sidecar runs on",
             script="exit 75",
-            spec={"containers": [{**proxy, "command": ["sleep", "600"]}]},
+            spec=beside("sleep", "600"),
             is_shown=lambda pod: any("terminated" in item["state"] for item in statuses(pod)),
             shard="held",
             expected=RETRIED,
@@ -426,8 +435,8 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="sidecar-failed",
             what="A sidecar has failed while the worker runs",
-            script=up + "sleep 600",
-            spec={"containers": [{**proxy, "command": ["sh", "-c", "exit 3"]}]},
+            script=STAYS,
+            spec=beside("sh", "-c", "exit 3"),
             is_shown=lambda pod: kinds_of_state(pod) == {"running", "terminated"},
             shard="held",
             expected={"state": "running"},
@@ -444,7 +453,7 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="disk-limit",
             what="A container really writes more than its limit of ephemeral storage",
-            script="head -c 50000000 /dev/zero > /tmp/full; sleep 600",
+            script=FILLS.format("/tmp"),
             container={"resources": {"limits": {"ephemeral-storage": "1Mi"}}},
             shard="held",
             expected=death("DiskPressure", "shard"),
@@ -452,7 +461,7 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="empty-dir-limit",
             what="A real volume grows over its limit",
-            script="head -c 50000000 /dev/zero > /scratch/full; sleep 600",
+            script=FILLS.format("/scratch"),
             container={"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
             spec={"volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}]},
             shard="held",
@@ -462,17 +471,19 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
             name="taint",
             what="A NoExecute taint comes to the pod's node",
             script=drains,
-            spec=on_first,
+            spec=on(first),
             act=Stage.take_out,
+            harms_node=True,
             is_shown=has_ended_deleted,
             expected=FREE,
         ),
         Scenario(
             name="node-killed",
             what="A whole node loses its power: the pod is deleted after the tolerated time, and never ends",
-            script=up + "sleep 600",
-            spec=on_second,
+            script=STAYS,
+            spec=on(second),
             act=Stage.lose_node,
+            harms_node=True,
             is_shown=lambda pod: "deletionTimestamp" in pod["metadata"],
             shard="held",
             expected=death("NodeLost", "node", nodeScore=1),
@@ -480,9 +491,10 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
         Scenario(
             name="node-removed",
             what="A whole node loses its power, and its Node object is removed: the pod is collected",
-            script=up + "sleep 600",
-            spec=on_third,
+            script=STAYS,
+            spec=on(third),
             act=Stage.remove_node,
+            harms_node=True,
             is_gone=True,
             is_node_gone=True,
             shard="held",
@@ -491,19 +503,9 @@ def scenarios(first: str, second: str, third: str) -> tuple[Scenario, ...]:
     )
 
 
-LAST = ("taint", "node-killed", "node-removed")
-"""They take a node away from the others."""
-
-
 def body(scenario: Scenario) -> Object:
     """The pod of a scenario."""
-    worker = {
-        "name": names.CONTAINER_WORKER,
-        "image": BASE_IMAGE,
-        "imagePullPolicy": "Never",
-        "command": ["sh", "-c", scenario.script],
-        **scenario.container,
-    }
+    worker = container(names.CONTAINER_WORKER, "sh", "-c", scenario.script) | dict(scenario.container)
     spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 2, **scenario.spec}
     return {
         "metadata": {"name": scenario.name},
@@ -513,22 +515,23 @@ def body(scenario: Scenario) -> Object:
 
 def record(stage: Stage, wanted: tuple[Scenario, ...]) -> Iterator[tuple[Scenario, Object, Object | None]]:
     """Make everything happen; yields scenario, pod and node."""
-    core = stage.cluster.core
-    early = [scenario for scenario in wanted if scenario.name not in LAST]
-    for scenario in early:
-        core.create_namespaced_pod(NAMESPACE, body(scenario))  # type: ignore[arg-type]
-    for scenario in early:
-        scenario.act(stage, scenario.name)
-    for scenario in early:
-        yield (scenario, *kept(stage, scenario, None))
-    for scenario in (scenario for scenario in wanted if scenario.name in LAST):
-        core.create_namespaced_pod(NAMESPACE, body(scenario))  # type: ignore[arg-type]
-        stage.wait_running(scenario.name)
-        before = node_object(stage, stage.node_of(scenario.name))
-        scenario.act(stage, scenario.name)
-        yield (scenario, *kept(stage, scenario, before))
-        if scenario.name == "taint":
-            stage.cluster.taint(stage.node_of(scenario.name), [])
+    early = tuple(one for one in wanted if not one.harms_node)
+    for together in (early, *((one,) for one in wanted if one.harms_node)):
+        for scenario in together:
+            stage.make(scenario)
+        nodes = [harmed(stage, scenario) for scenario in together]
+        for scenario, node in zip(together, nodes, strict=True):
+            yield (scenario, *kept(stage, scenario, node))
+
+
+def harmed(stage: Stage, scenario: Scenario) -> Object | None:
+    """Have happen to the pod what is to happen to it; returns its node as it was before, None when nothing is."""
+    if scenario.act is None:
+        return None
+    stage.wait_running(scenario.name)
+    before = node_object(stage, stage.node_of(scenario.name))
+    scenario.act(stage, scenario.name)
+    return before
 
 
 def kept(stage: Stage, scenario: Scenario, before: Object | None) -> tuple[Object, Object | None]:
@@ -627,7 +630,7 @@ _VOLATILE = (
 
 def scrubbed(found: Any, replaced: Mapping[str, str]) -> Any:
     """The same with instants in steps of ten seconds, in their order, and without ids and names of this recording."""
-    text = json.dumps(found)
+    text = json.dumps(found).replace("+00:00", "Z")  # the client writes a node's instants anew
     instants = sorted(set(_INSTANT.findall(text)))
     # The flight recorder's fields are text inside the text; no instant is among them.
     for number, instant in enumerate(item for item in instants if not item.startswith("1970")):
