@@ -129,10 +129,14 @@ def _parts(output: Output, manifests: Sequence[ShardManifest]) -> Iterator[Part]
 
 
 def _load(output: Output, manifest: ShardManifest, item: Checkpoint) -> Rows:
-    rows = read_checkpoint(output.committer, item)
+    remedy = "run 'inferencerun verify OUTPUT_URI', which finds all damage and says what mends it"
+    try:
+        rows = read_checkpoint(output.committer, item)
+    except Corrupt as error:
+        raise Corrupt(f"{error}; {remedy}") from error
     problems = metadata_problems(rows, item, manifest, output.record)
     if problems:
-        raise Corrupt(f"{item.key}: {problems[0]}; run 'inferencerun verify'")
+        raise Corrupt(f"{item.key}: {problems[0]}; {remedy}")
     return rows
 
 

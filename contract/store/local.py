@@ -202,7 +202,9 @@ def _io(key: str, otherwise: type[StoreError]) -> Iterator[None]:
 
 def _normalised(error: OSError, key: str, otherwise: type[StoreError]) -> StoreError:
     """What another attempt cannot mend is a refusal; the rest (full disk, I/O error) may pass."""
-    return (AccessDenied if error.errno in _PERMANENT else otherwise)(key, str(error))
+    if error.errno in _PERMANENT:
+        return AccessDenied(key, f"{error}; take another path, or give this user the right to it")
+    return otherwise(key, str(error))
 
 
 @contextlib.contextmanager

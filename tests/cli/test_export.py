@@ -214,7 +214,7 @@ def test_a_run_without_rows_gives_an_empty_file(tmp_path: Path, suffix: str) -> 
 
 @pytest.mark.parametrize("suffix", READERS)
 def test_a_damaged_checkpoint_leaves_no_file(tmp_path: Path, suffix: str) -> None:
-    """The export stops with the key in the message; neither a part nor a scratch file stays, and an older export does."""
+    """The export stops with key and remedy; neither a part nor a scratch file stays, and an older export does."""
     made = make_output(tmp_path)
     dest = tmp_path / f"rows{suffix}"
     dest.write_bytes(b"older")
@@ -226,6 +226,7 @@ def test_a_damaged_checkpoint_leaves_no_file(tmp_path: Path, suffix: str) -> Non
 
     assert result.exit_code == 64
     assert key in result.stderr
+    assert "run 'inferencerun verify OUTPUT_URI'" in result.stderr
     assert sorted(tmp_path.iterdir()) == before
     assert dest.read_bytes() == b"older"
 

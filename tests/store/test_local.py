@@ -330,10 +330,10 @@ def test_errors_of_the_file_system(store: LocalStore, broken: int) -> None:
 
 
 def test_a_place_taken_by_a_file_is_refused(store: LocalStore) -> None:
-    """A key below an object cannot be stored in a directory, and no retry mends that."""
+    """A key below an object cannot be stored in a directory, and no retry mends that: the message says what does."""
     store.put_create("a", b"")
 
-    with pytest.raises(AccessDenied, match="Not a directory"):
+    with pytest.raises(AccessDenied, match=r"Not a directory: .*; take another path"):
         store.put_create("a/b", b"")
 
 
