@@ -1,4 +1,4 @@
-"""A cluster by hand: `python -m tests.cluster up | down | add-node | images | prepare`. See docs/testing-cluster.md."""
+"""A cluster by hand: `python -m tests.cluster --help`. See docs/testing-cluster.md."""
 
 from __future__ import annotations
 
@@ -59,6 +59,10 @@ def _add_node(arguments: argparse.Namespace) -> None:
     print(Cluster.attach(arguments.directory).add_node())  # noqa: T201
 
 
+def _set_gpus(arguments: argparse.Namespace) -> None:
+    Cluster.attach(arguments.directory).set_gpus(arguments.node, arguments.count)
+
+
 def _images(arguments: argparse.Namespace) -> None:
     cluster = Cluster.attach(arguments.directory)
     for archive in build_images(arguments.directory / "images", arguments.targets).values():
@@ -73,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, default=1, help="default 1; 0 is an API server whose pods never run")
     down = commands.add_parser("down", help="end it, and leave nothing behind")
     add_node = commands.add_parser("add-node", help="start one more node; prints its name")
+    set_gpus = commands.add_parser("set-gpus", help="let a node offer GPUs that are not there")
+    set_gpus.add_argument("node")
+    set_gpus.add_argument("count", type=int)
     images = commands.add_parser("images", help="build the project's images and load them into every node")
     images.add_argument("targets", nargs="*", default=TARGETS, help="default: all")
     prepare = commands.add_parser("prepare", help="make all that is made once, and print the folder that keeps it")
     prepare.set_defaults(act=_prepare)
-    for command, act in ((up, _up), (down, _down), (add_node, _add_node), (images, _images)):
+    with_cluster = ((up, _up), (down, _down), (add_node, _add_node), (set_gpus, _set_gpus), (images, _images))
+    for command, act in with_cluster:
         command.add_argument("--directory", type=Path, default=_default_directory(), help="default: %(default)s")
         command.set_defaults(act=act)
     return parser

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^( *)(```+)([\w-]*)\s*$")
+_HERE_DOCUMENT = re.compile(r"^(.*<<'(\w+)'.*\n)((?:.*\n)*?)\2\n", re.MULTILINE)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 _LINK = re.compile(r"(?<!!)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 _PROGRAMS = (
@@ -51,12 +52,21 @@ class Block:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """Command lines of a shell block, continuations joined, comments gone; empty for any other block."""
-        if self.language not in SHELL and not (self.language == "" and _looks_like_shell(self.text)):
+        """Command lines of a shell block, continuations joined, without comments and here-documents; else empty."""
+        if not self._is_shell:
             return ()
-        joined = re.sub(r"\\\n\s*", " ", self.text)
+        joined = re.sub(r"\\\n\s*", " ", _HERE_DOCUMENT.sub(r"\1", self.text))
         lines = (re.sub(r"(^|\s)#.*$", "", line).strip().removeprefix("$ ") for line in joined.splitlines())
         return tuple(line for line in lines if line)
+
+    @property
+    def here_documents(self) -> tuple[str, ...]:
+        """What commands of a shell block are given as their input."""
+        return tuple(found[3] for found in _HERE_DOCUMENT.finditer(self.text)) if self._is_shell else ()
+
+    @property
+    def _is_shell(self) -> bool:
+        return self.language in SHELL or (self.language == "" and _looks_like_shell(self.text))
 
 
 @dataclass(frozen=True)

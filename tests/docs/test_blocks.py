@@ -94,6 +94,23 @@ def check_values(given: dict[str, Any], known: dict[str, Any], path: str) -> Non
             check_values(value, known[name], f"{path}{name}.")
 
 
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, id=block.name) for block in BLOCKS for text in block.here_documents]
+)
+def test_yaml_within_a_command_is_what_its_reader_takes(text: str) -> None:
+    """The input of `kubectl apply` and `helm install` is read, though the commands themselves are not run."""
+    exercise(yaml.safe_load(text))
+
+
+def test_what_a_command_is_given_is_no_command() -> None:
+    """A here-document is taken out of its block's commands, and kept for its reader."""
+    text = "kubectl apply --filename - <<'END'\nkind: Pod # or two\nEND\nkubectl get pods\n"
+    block = Block(document=ROOT / "README.md", line=1, language="sh", text=text, reason=None)
+
+    assert block.commands == ("kubectl apply --filename - <<'END'", "kubectl get pods")
+    assert block.here_documents == ("kind: Pod # or two\n",)
+
+
 @pytest.mark.parametrize("block", of_language("json"), ids=lambda block: block.name)
 def test_json_is_json(block: Block) -> None:
     """Policies and the like at least parse."""
