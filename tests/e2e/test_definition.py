@@ -18,7 +18,7 @@ from tests import make
 from tests.chart import rendering
 from tests.chart.stored import broken_rules, problems, stored
 from tests.chart.test_crd import LEAVES, PROBES, walk, with_field
-from tests.chart.test_rules import CHANGES, WRONG
+from tests.chart.test_rules import BEGUN, CHANGES, WRONG
 from tests.e2e.operator import NAMESPACE, RUNS, Api
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -93,6 +93,7 @@ def test_the_server_keeps_the_rules(api: Api, has_rules: bool) -> None:  # noqa:
     for old, new, message in CHANGES:
         api.apply(make.resource(old, name="rules"))
         try:
+            api.custom.patch_namespaced_custom_object_status(*RUNS, "rules", {"status": BEGUN})
             answer = refusal(
                 api.custom.patch_namespaced_custom_object, *RUNS, "rules", make.resource(new, name="rules")
             )
