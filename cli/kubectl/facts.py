@@ -21,6 +21,8 @@ from controller.status import RunStatus, status_fields
 
 IDLE_S = 30.0
 """A worker that has run for so long has read the plan and taken a shard, if there is one to take."""
+LISTEN_S = 10.0
+"""One that has run for so long may have said by now that its store is silent."""
 
 SPEC_FIELDS = frozenset(
     {
@@ -300,7 +302,7 @@ class Facts:
 
 
 def without_shard(run: Run, pods: Sequence[Pod], now: datetime) -> dict[Pod, float]:
-    """Workers that have held no shard for IDLE_S, and for how many seconds, though shards are free. Pure."""
+    """Workers that have held no shard for LISTEN_S, and for how many seconds, though shards are free. Pure."""
     if run.desired <= run.num_running_shards:  # the controller wants workers only for shards that are held or free
         return {}
     idle_s = {
@@ -308,7 +310,7 @@ def without_shard(run: Run, pods: Sequence[Pod], now: datetime) -> dict[Pod, flo
         for pod in pods
         if pod.uid in run.idle and pod.is_running and pod.deletion_at is None
     }
-    return {pod: seconds for pod, seconds in idle_s.items() if seconds >= IDLE_S}
+    return {pod: seconds for pod, seconds in idle_s.items() if seconds >= LISTEN_S}
 
 
 def read_definition(found: Mapping[str, Any]) -> Definition:
@@ -363,7 +365,8 @@ def read_controller_pod(found: Mapping[str, Any]) -> ControllerPod | None:
     waiting = (worst.get("state") or {}).get("waiting") or {}
     ended = (worst.get("state") or {}).get("terminated") or (worst.get("lastState") or {}).get("terminated") or {}
     scheduled = conditions.get("PodScheduled") or {}
-    words = (f"exit {ended.get('exitCode')}", ended.get("reason"), *(ended.get("message") or "").splitlines()[-1:])
+    said = (ended.get("message") or "").splitlines()[-1:]
+    words = (f"exit {ended.get('exitCode')}", ended.get("reason"), *map(_said, said))
     return ControllerPod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -373,6 +376,15 @@ def read_controller_pod(found: Mapping[str, Any]) -> ControllerPod | None:
         last_end=", ".join(filter(None, words)) if ended else "",
         unscheduled=(scheduled.get("message") or "") if scheduled.get("status") == "False" else "",
     )
+
+
+def _said(line: str) -> str:
+    """A line of a controller's log as people read it; any other line as it is."""
+    try:
+        fields = json.loads(line)
+        return ": ".join(filter(None, [fields["message"], fields.get("detail")]))
+    except (ValueError, TypeError, LookupError):
+        return line
 
 
 def read_run(found: Mapping[str, Any]) -> Run:

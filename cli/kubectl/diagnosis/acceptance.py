@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cli.kubectl.diagnosis.finding import Finding, Severity, failure_text
-from cli.kubectl.diagnosis.trouble import quarantine
+from cli.kubectl.diagnosis.finding import Finding, Severity, edit, failure_text
+from cli.kubectl.diagnosis.trouble import mended, quarantine
 from cli.kubectl.facts import Facts, Run
 from cli.texts import duration_text
 from contract.names import ConditionType
@@ -27,7 +27,9 @@ def ended(run: Run) -> Iterator[Finding]:
             summary="The run has given up; what is committed stays.",
             evidence=" | ".join(filter(None, [message, failure_text(run.last_failures, told=message)])),
             fix=_FAILED_FIXES.get(
-                reason, "kubectl inferencerun failures {0} -n {1}; mend it, then kubectl inferencerun retry {0} -n {1}"
+                reason,
+                f"kubectl inferencerun failures {{0}} -n {{1}}\n{mended(run, message)}"
+                "kubectl inferencerun retry {0} -n {1}   # once it is mended",
             ).format(run.name, run.namespace),
         )
     if run.num_quarantined and run.phase == "Succeeded":
@@ -36,8 +38,9 @@ def ended(run: Run) -> Iterator[Finding]:
 
 _FAILED_FIXES = {
     "DeadlineExceeded": 'kubectl patch irun {0} -n {1} --type merge -p \'{{"spec":{{"activeDeadlineSeconds":null}}}}\'',
-    "TooManyQuarantined": "kubectl inferencerun quarantine {0} -n {1}; mend the model, or raise "
-    "failurePolicy.maxQuarantinedRecords; then kubectl inferencerun retry {0} -n {1} --quarantined",
+    "TooManyQuarantined": "kubectl inferencerun quarantine {0} -n {1}\n"
+    "kubectl edit irun {0} -n {1}   # a higher failurePolicy.maxQuarantinedRecords, unless the model can be mended\n"
+    "kubectl inferencerun retry {0} -n {1} --quarantined",
 }
 
 
@@ -61,9 +64,7 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.STOPS,
             summary="The controller does not accept the run as it is written.",
             evidence=accepted.message,
-            fix=_input_fix(run)
-            if _is_of_input(accepted.message)
-            else _ACCEPTED_FIXES.get(accepted.reason, "kubectl edit irun {0} -n {1}").format(run.name, run.namespace),
+            fix=_accepted_fix(run, accepted.reason, accepted.message),
         )
     if planned is not None and planned.status == "False" and planned.reason not in {"", "Planning", "Planned"}:
         yield Finding(
@@ -71,7 +72,9 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.STOPS,
             summary="The controller cannot use the run's store or input.",
             evidence=planned.message,
-            fix=_PLANNED_FIXES.get(
+            fix=edit(run, "the bucket in spec.input.uris or spec.output.uri; or create it")
+            if "NoSuchBucket" in planned.message and not run.num_shards
+            else _PLANNED_FIXES.get(
                 planned.reason, "mend what the message names; the controller looks again within a minute"
             ),
         )
@@ -85,22 +88,39 @@ def acceptance(facts: Facts, run: Run) -> Iterator[Finding]:
         )
 
 
-_ACCEPTED_FIXES = {
-    "Immutable": "make another run: kubectl get irun {0} -n {1} -o yaml, with a new name and output",
-    "IncompatibleRun": "choose another spec.output.uri, or set spec.resume: Restart to open a new generation there",
-    "PathUnusable": "kubectl edit irun {0} -n {1}: spec.output.uri and spec.input.uris in a bucket, s3://BUCKET/PREFIX or "
-    "gs://BUCKET/PREFIX",
-    "OutputInUse": "wait for the other run, delete it, or choose another spec.output.uri in a new run",
-}
+def _accepted_fix(run: Run, reason: str, message: str) -> str:
+    """What has a refused run accepted. While nothing is planned, all of its spec may be corrected in place."""
+    if _is_of_input(message):
+        return _input_fix(run)
+    if reason == "Immutable":
+        return (
+            f"kubectl get irun {run.name} -n {run.namespace} -o yaml   # into a file, for another run: with a name and an "
+            "output of its own"
+        )
+    if reason == "IncompatibleRun":
+        first = "what was changed back to what it was" if run.num_shards else "another spec.output.uri"
+        return edit(run, f"{first}, or spec.resume: Restart, which opens a new generation there")
+    if reason == "OutputInUse":
+        own = "" if run.num_shards else f"\n{edit(run, 'another spec.output.uri, to run both at once')}"
+        return f"wait: it starts by itself once the other run has ended or is deleted{own}"
+    if reason == "PathUnusable":
+        return edit(run, "spec.output.uri and spec.input.uris in a bucket: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+    return edit(run, "what is seen above")
 
 
 def _input_fix(run: Run) -> str:
     if run.num_shards:
         return "put the objects there: the input of a run that has begun stays what it is; another input is another run"
     return (
-        f"kubectl edit irun {run.name} -n {run.namespace}: correct spec.input, which is accepted while nothing is planned "
-        "yet; or put the objects there, the controller looks again within a minute"
+        f"{edit(run, 'correct spec.input: that is accepted while nothing is planned')}\n"
+        "or put the objects there: the controller looks again within a minute"
     )
+
+
+def _is_refused(run: Run) -> bool:
+    """Whether the controller does not accept the run, and says why."""
+    accepted = run.conditions.get(ConditionType.ACCEPTED)
+    return accepted is not None and accepted.status == "False"
 
 
 def _is_of_input(message: str) -> bool:
@@ -129,7 +149,7 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
             evidence=store.problem,
             fix="use another store for spec.output.uri",
         )
-    elif store.is_in_pods:
+    elif store.is_in_pods and not _is_refused(run):
         yield Finding(
             code="StoreUnseen",
             severity=Severity.NOTE,
@@ -137,7 +157,7 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
             evidence=store.problem,
             fix="use a bucket in another run, unless the same volume is mounted there in the controller and in all workers",
         )
-    elif store.problem:
+    elif store.problem and not store.is_in_pods:
         yield Finding(
             code="StoreUnseen",
             severity=Severity.NOTE,
@@ -145,8 +165,7 @@ def store(facts: Facts, run: Run) -> Iterator[Finding]:
             evidence=store.problem,
             fix="set AWS_PROFILE, or run doctor where the store can be reached, to have it looked at",
         )
-    accepted = run.conditions.get(ConditionType.ACCEPTED)
-    is_told = accepted is not None and accepted.status == "False" and _is_of_input(accepted.message)
+    is_told = _is_refused(run) and _is_of_input(run.conditions[ConditionType.ACCEPTED].message)
     if store.input_problem and run.num_shards == 0 and not is_told:
         yield Finding(
             code="InputMissing",

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from cli.kubectl.facts import Event, Failure
+from cli.kubectl.facts import Event, Failure, Run
+from contract.names import LABEL_RUN
+from controller.pod_template import label_value
 
 RECENT = timedelta(minutes=15)
 """How long an event or a failure explains what is seen now."""
@@ -52,7 +54,7 @@ class Finding:
     evidence: str
     """What was seen; empty when the summary says it all. May have several lines."""
     fix: str
-    """The command that mends it, or what to do. May have several lines."""
+    """What mends it. May have several lines; one that begins with a command is that command, for copying."""
 
 
 def recent(events: Sequence[Event] | None, now: datetime) -> list[Event]:
@@ -69,6 +71,17 @@ def failure_text(failures: Sequence[Failure], *, told: str = "") -> str:
     place = f" on {last.node}" if last.node else ""
     more = "; ".join(item for item in (last.evidence, last.advice) if item and item not in told)
     return f"last failure: {last.failure_class}, {last.pod}{place}" + (f": {more}" if more else "")
+
+
+def edit(run: Run, what: str) -> str:
+    """The command that changes the run's spec, and what is to be changed there."""
+    return f"kubectl edit irun {run.name} -n {run.namespace}   # {what}"
+
+
+def renew(run: Run) -> str:
+    """A worker that waits keeps the pod that it was made as; its place is taken by one of the spec as it is now."""
+    selected = f"-l {LABEL_RUN}={label_value(run.name)} --field-selector status.phase=Pending"
+    return f"kubectl delete pods -n {run.namespace} {selected}"
 
 
 def in_words(text: str) -> str:

@@ -37,7 +37,7 @@ def installation(facts: Facts) -> Iterator[Finding]:
             severity=Severity.HINDERS,
             summary="The definition in the cluster is older than this program: the server drops what it does not know.",
             evidence=f"not in it: {names}",
-            fix=f"kubectl apply -f deploy/crd.yaml, or {INSTALL}",
+            fix=f"kubectl apply -f deploy/crd.yaml   # or, of a Helm release:\n{INSTALL}",
         )
     yield from _controller(facts)
     if facts.denied:
@@ -137,7 +137,7 @@ def _controller_fix(facts: Facts) -> str:
     troubles = _troubles(facts)
     if troubles:
         return troubles[0][1]
-    return f"kubectl describe pods -n {first.namespace} -l app.kubernetes.io/component=controller; {_controller_log(facts)}"
+    return f"kubectl describe pods -n {first.namespace} -l app.kubernetes.io/component=controller\n{_controller_log(facts)}"
 
 
 def _troubles(facts: Facts) -> list[tuple[str, str]]:

@@ -10,11 +10,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from cli.kubectl.diagnosis.finding import Finding, Severity, age_s, few, recent
+from cli.kubectl.diagnosis.finding import Finding, Severity, age_s, edit, few, recent, renew
 from cli.kubectl.facts import Facts, Node, Pod, Run
 from cli.texts import duration_text
-from contract.names import LABEL_RUN
-from controller.pod_template import label_value
 
 UNSCHEDULED_S = 30.0
 """A scheduler that is alive has said something of a new pod by then."""
@@ -32,9 +30,9 @@ def queue(facts: Facts, run: Run) -> Iterator[Finding]:
             if run.queue
             else f"{_workers(gated)} for a scheduling gate to be lifted.",
             evidence=f"{gates} on {few(pod.name for pod in gated)}",
-            fix=f"kubectl get workloads -n {run.namespace}; kubectl describe localqueue {run.queue} -n {run.namespace}"
+            fix=f"kubectl get workloads -n {run.namespace}\nkubectl describe localqueue {run.queue} -n {run.namespace}"
             if run.queue
-            else f"lift it, or ask who set it: kubectl get pod {gated[0].name} -n {run.namespace} -o yaml",
+            else f"kubectl get pod {gated[0].name} -n {run.namespace} -o yaml   # lift it, or ask who set it",
         )
 
 
@@ -52,7 +50,7 @@ def unplaced(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=severity,
             summary=f"{_workers(ignored)} for a node, and no scheduler has said anything of {_them(ignored)}.",
             evidence=f"{few(pod.name for pod in ignored)}: no condition PodScheduled",
-            fix="kubectl get pods -n kube-system; look at schedulerName in spec.workers.template, too",
+            fix="kubectl get pods -n kube-system   # look at schedulerName in spec.workers.template, too",
         )
     if not refused:
         return
@@ -87,7 +85,6 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
     """(code, cause, fix) for what the scheduler says."""
     nodes, num_causes = facts.nodes, 0
     ready = [node for node in nodes or () if node.is_ready and not node.is_cordoned]
-    spec = f"kubectl edit irun {run.name} -n {run.namespace}"
     if "no nodes available" in message or re.match(r"0/0 nodes", message):
         yield "NoNodes", "the cluster has no node at all", "add a node pool, or let the autoscaler have one"
         return
@@ -96,7 +93,7 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
         yield _gpu_cause(run, nodes, ready)
     if re.search(r"didn't match (?:Pod's )?node (?:affinity|selector)", message):
         num_causes += 1
-        yield _label_cause(run, pod, nodes, spec)
+        yield _label_cause(run, pod, nodes)
     if "taint" in message:
         num_causes += 1
         taints = re.findall(r"taints? \{([^}]*)\}", message)
@@ -104,8 +101,8 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
         yield (
             "TaintNotTolerated",
             f"nodes have {named}, which the workers do not tolerate",
-            f"{spec}: add a toleration to spec.workers.template, or choose capacity.provider: gke, eks or karpenter\n"
-            + _renew(run),
+            edit(run, "a toleration in spec.workers.template, or capacity.provider: gke, eks or karpenter")
+            + f"\n{renew(run)}",
         )
     for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", message)):
         if resource != run.gpu_resource:
@@ -113,7 +110,7 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
             yield (
                 "Insufficient",
                 f"no node has enough {resource} left",
-                f"{spec}: lower the workers' requests in spec.workers.template, or add nodes\n{_renew(run)}",
+                f"{edit(run, 'lower requests in spec.workers.template; or add nodes')}\n{renew(run)}",
             )
     if "unschedulable" in message:
         num_causes += 1
@@ -121,7 +118,11 @@ def _placement_causes(facts: Facts, run: Run, pod: Pod, message: str) -> Iterato
         yield "Cordoned", "nodes are cordoned", f"kubectl uncordon {cordoned}"
     if "persistentvolumeclaim" in message.lower() or "volume" in message:
         num_causes += 1
-        yield "Volume", "a volume cannot be had", f"kubectl get pvc -n {run.namespace}; correct spec.workers.template"
+        yield (
+            "Volume",
+            "a volume cannot be had",
+            f"kubectl get pvc -n {run.namespace}\n{edit(run, 'spec.workers.template')}",
+        )
     if not num_causes:
         yield "Unschedulable", "none fits", f"kubectl describe pod {pod.name} -n {run.namespace}"
 
@@ -134,8 +135,8 @@ def _gpu_cause(run: Run, nodes: Sequence[Node] | None, ready: Sequence[Node]) ->
             "NoGpuNodes",
             f"no node offers {resource}",
             (
-                "add a GPU node pool with its device plugin (GPU operator); "
-                f"kubectl describe nodes shows {resource} then{on_cpus}"
+                "add a GPU node pool with its device plugin (GPU operator), after which this shows "
+                f"{resource}:\nkubectl describe nodes{on_cpus}"
             ),
         )
     largest = max((node.gpus(resource) for node in ready), default=0)
@@ -143,27 +144,21 @@ def _gpu_cause(run: Run, nodes: Sequence[Node] | None, ready: Sequence[Node]) ->
         return (
             "GpusPerWorker",
             f"a worker wants {run.gpus_per_worker} {resource}, and the largest node offers {largest}",
-            f"kubectl edit irun {run.name} -n {run.namespace}: spec.workers.gpusPerWorker\n{_renew(run)}{on_cpus}",
+            f"{edit(run, 'spec.workers.gpusPerWorker')}\n{renew(run)}{on_cpus}",
         )
     return (
         "GpusTaken",
         f"all {resource} are taken",
-        f"wait, add nodes, or kubectl inferencerun scale {run.name} {max(1, run.ready)} -n {run.namespace}{on_cpus}",
+        f"kubectl inferencerun scale {run.name} {max(1, run.ready)} -n {run.namespace}   # or wait, or add nodes{on_cpus}",
     )
 
 
 def _on_cpus(run: Run) -> str:
     patch = json.dumps({"spec": {"workers": {"gpusPerWorker": 0}}})
-    return f"kubectl patch irun {run.name} -n {run.namespace} --type merge -p '{patch}'\n{_renew(run)}"
+    return f"kubectl patch irun {run.name} -n {run.namespace} --type merge -p '{patch}'\n{renew(run)}"
 
 
-def _renew(run: Run) -> str:
-    """A worker that waits keeps the requests it was made with; its place is taken by one with the new ones."""
-    selected = f"-l {LABEL_RUN}={label_value(run.name)} --field-selector status.phase=Pending"
-    return f"kubectl delete pods -n {run.namespace} {selected}"
-
-
-def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None, spec: str) -> tuple[str, str, str]:
+def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None) -> tuple[str, str, str]:
     absent = [
         f"{key}={value}"
         for key, value in pod.required_labels
@@ -173,18 +168,19 @@ def _label_cause(run: Run, pod: Pod, nodes: Sequence[Node] | None, spec: str) ->
         return (
             "NoSpotNodes",
             f"no node has {', '.join(absent)}, as spot nodes of {run.provider} have",
-            f"{spec}: capacity.prefer: onDemand, or onDemandAfterPendingSeconds; or add a spot node pool\n{_renew(run)}",
+            edit(run, "capacity.prefer: onDemand, or onDemandAfterPendingSeconds; or add a spot node pool")
+            + f"\n{renew(run)}",
         )
     if nodes is not None and absent:
         return (
             "LabelsUnmatched",
             f"no node has {', '.join(absent)}",
-            f"{spec}: nodeSelector or affinity of spec.workers.template\n{_renew(run)}",
+            f"{edit(run, 'nodeSelector or affinity of spec.workers.template')}\n{renew(run)}",
         )
     return (
         "LabelsUnmatched",
         "its node selector or affinity leaves none",
-        f"{spec}: spec.workers.template and capacity\n{_renew(run)}",
+        f"{edit(run, 'spec.workers.template and capacity')}\n{renew(run)}",
     )
 
 

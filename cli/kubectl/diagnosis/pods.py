@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cli.kubectl.diagnosis.finding import MISSING, Finding, Severity, age_s, few, recent
+from cli.kubectl.diagnosis.finding import MISSING, Finding, Severity, age_s, edit, few, recent, renew
 from cli.kubectl.diagnosis.installation import INSTALL
 from cli.kubectl.facts import Facts, Pod, Run
 from cli.texts import duration_text
@@ -57,19 +57,25 @@ _REFUSALS: tuple[tuple[str, str, str, str], ...] = (
         r"exceeded quota: ([\w.-]+)|failed quota: ([\w.-]+)",
         "QuotaExceeded",
         "A ResourceQuota of the namespace does not let another worker be made.",
-        "kubectl describe resourcequota {name} -n {namespace}; raise it, or kubectl inferencerun scale {run} {fewer}",
+        (
+            "kubectl describe resourcequota {name} -n {namespace}   # raise it, or\n"
+            "kubectl inferencerun scale {run} {fewer} -n {namespace}"
+        ),
     ),
     (
         r'service ?account "?(?:[\w-]+/)?([\w.-]+?)"?(?: was)? not found|serviceaccounts? "([\w.-]+)" not found',
         "ServiceAccountMissing",
         "The workers' service account does not exist in the run's namespace.",
-        "kubectl create serviceaccount {name} -n {namespace}, or add the namespace to worker.namespaces of the chart",
+        "kubectl create serviceaccount {name} -n {namespace}   # or add the namespace to worker.namespaces of the chart",
     ),
     (
         r"(?:maximum|minimum) .* usage per|limit to request ratio",
         "LimitRange",
         "A LimitRange of the namespace refuses the workers' requests or limits.",
-        "kubectl describe limitrange -n {namespace}; set resources in spec.workers.template accordingly",
+        (
+            "kubectl describe limitrange -n {namespace}\n"
+            "kubectl edit irun {run} -n {namespace}   # resources of container worker in spec.workers.template"
+        ),
     ),
     (
         r"violates PodSecurity",
@@ -87,19 +93,19 @@ _REFUSALS: tuple[tuple[str, str, str, str], ...] = (
         r'User "system:serviceaccount:[^"]+" cannot',
         "ControllerForbidden",
         "The controller lacks a right in the run's namespace.",
-        f"{INSTALL}; with controller.watchNamespace its rights end at that namespace",
+        f"{INSTALL}\nwith controller.watchNamespace its rights end at that namespace",
     ),
     (
         r"belongs to somebody else",
         "NameTaken",
         "A pod that is not this run's has the name of a worker.",
-        "kubectl get pods -n {namespace}; delete it, or name the run otherwise",
+        "kubectl get pods -n {namespace}   # delete it, or name the run otherwise",
     ),
     (
         r"",
         "PodRefused",
         "The API server does not let the workers be made.",
-        "mend what the message names, in spec.workers.template or in namespace {namespace}",
+        "kubectl edit irun {run} -n {namespace}   # what is seen above, in spec.workers.template; or the namespace",
     ),
 )
 """(what is said, code, summary, fix); the first that matches. The pattern's group is the fix's `name`."""
@@ -130,7 +136,7 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
                 severity=severity,
                 summary=f"The workers' image {pod.image} cannot be had on node {pod.node}.",
                 evidence=f"{pod.waiting_reason}: {text}",
-                fix=_IMAGE_FIXES[pod.waiting_reason],
+                fix=f"{_IMAGE_FIXES[pod.waiting_reason].format(edit=edit(run, IMAGE))}\n{renew(run)}",
             )
         elif mounts:
             told.add(key)
@@ -139,7 +145,7 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
                 severity=severity,
                 summary=f"Worker {pod.name} waits for a volume.",
                 evidence=text,
-                fix=f"kubectl describe pod {pod.name} -n {run.namespace}; correct spec.workers.template",
+                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{edit(run, 'spec.workers.template')}",
             )
         elif pod.waiting_reason not in {"", "ContainerCreating", "PodInitializing"}:
             told.add(key)
@@ -148,21 +154,19 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
                 severity=severity,
                 summary=f"Worker {pod.name} cannot be started on node {pod.node}.",
                 evidence=f"{pod.waiting_reason}: {text}",
-                fix=f"kubectl describe pod {pod.name} -n {run.namespace}; correct spec.workers.template",
+                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{edit(run, 'spec.workers.template')}",
             )
 
 
-_PULL = (
-    "correct the image's name and tag (worker.image of the chart, or spec.workers.template); for a private registry "
-    "name a Secret in imagePullSecrets of spec.workers.template"
-)
+IMAGE = "image of container worker in spec.workers.template; none there: worker.image of the chart"
+_PULL = "{edit}\nfor a private registry name a Secret in imagePullSecrets of spec.workers.template"
 
 
 _IMAGE_FIXES = {
     "ErrImagePull": _PULL,
     "ImagePullBackOff": _PULL,
-    "InvalidImageName": "correct the image's name: worker.image of the chart, or spec.workers.template",
-    "ErrImageNeverPull": "load the image on the node, or let it be pulled: worker.image.pullPolicy of the chart",
+    "InvalidImageName": "{edit}",
+    "ErrImageNeverPull": "{edit}\nor load the image on the node, or let it be pulled: worker.image.pullPolicy of the chart",
     "ImageInspectError": "the image on the node is damaged: remove it there, or use another node",
     "RegistryUnavailable": "the registry does not answer: wait, or use another",
 }
@@ -170,13 +174,21 @@ _IMAGE_FIXES = {
 
 def _missing_object(run: Run, pod: Pod, kind: str, name: str, text: str, severity: Severity) -> Finding:
     is_secret = kind == "secret"
-    create = f"kubectl create secret generic {name}" if is_secret else f"kubectl create configmap {name}"
     return Finding(
         code="SecretMissing" if is_secret else "ConfigMapMissing",
         severity=severity,
         summary=f"The {'Secret' if is_secret else 'ConfigMap'} {name!r} that the workers need does not exist.",
         evidence=f"{pod.name}: {text}",
-        fix=f"{create} -n {run.namespace} --from-literal=KEY=VALUE, or correct its name in spec.workers.template",
+        fix=missing_fix(run, kind, name),
+    )
+
+
+def missing_fix(run: Run, kind: str, name: str) -> str:
+    """What mends a Secret or ConfigMap that is not there."""
+    create = "secret generic" if kind == "secret" else "configmap"
+    return (
+        f"kubectl create {create} {name} -n {run.namespace} --from-literal=KEY=VALUE   # or, if its name is wrong:\n"
+        f"{edit(run, 'spec.workers.template')}"
     )
 
 
@@ -192,8 +204,8 @@ def stuck(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.HINDERS,
             summary=f"{len(stuck)} worker(s) should have ended long ago: their node may be cut off.",
             evidence=f"{few(pod.name for pod in stuck)}; nodes not ready: {few(unwell) or 'none'}",
-            fix=f"kubectl get node {stuck[0].node}; once it is surely off: kubectl delete pod {stuck[0].name} "
-            f"-n {run.namespace} --force --grace-period=0",
+            fix=f"kubectl get node {stuck[0].node}\nkubectl delete pod {stuck[0].name} -n {run.namespace} "
+            "--force --grace-period=0   # once the node is surely off",
         )
     affected = [pod for pod in facts.pods or () if pod.node in unwell and not pod.has_ended and pod not in stuck]
     if affected:

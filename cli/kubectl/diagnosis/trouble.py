@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cli.kubectl.diagnosis.finding import RECENT, Finding, Severity, failure_text, few
-from cli.kubectl.facts import Facts, Pod, Run, without_shard
+from cli.kubectl.diagnosis.finding import (
+    IMAGE_REASONS,
+    MISSING,
+    RECENT,
+    Finding,
+    Severity,
+    edit,
+    failure_text,
+    few,
+)
+from cli.kubectl.diagnosis.pods import IMAGE, missing_fix
+from cli.kubectl.facts import IDLE_S, Facts, Pod, Run, without_shard
 from cli.texts import duration_text
 from contract.names import ConditionType, FailureClass
 from controller.failure_policy import FREE
@@ -30,11 +40,26 @@ def breaker(facts: Facts, run: Run) -> Iterator[Finding]:
     yield Finding(
         code="CircuitOpen",
         severity=Severity.STOPS,
-        summary=f"The run's circuit breaker is open: its workers failed so often that none is started.{until}",
+        summary=f"The run's circuit breaker is open: its workers fail, so none is started.{until}",
         evidence=" | ".join(filter(None, [condition.message, failure_text(run.last_failures, told=condition.message)])),
-        fix=f"kubectl inferencerun retry {run.name} -n {run.namespace}   # once it is mended\n"
+        fix=f"{mended(run, condition.message)}"
+        f"kubectl inferencerun retry {run.name} -n {run.namespace}   # once it is mended\n"
         "a changed spec, or a commit of the worker that tries, closes the breaker as well",
     )
+
+
+def mended(run: Run, message: str) -> str:
+    """The command that mends what opened the breaker, as a line; nothing where the message alone says it."""
+    missing = MISSING.search(message)
+    if missing is not None:
+        return f"{missing_fix(run, missing[1], missing[2])}\n"
+    if "ModelError" in message:
+        return f"{edit(run, 'spec.model.parameters, and spec.resume: Restart with them; or mend the model itself')}\n"
+    if any(reason in message for reason in IMAGE_REASONS):
+        return f"{edit(run, IMAGE)}\n"
+    if "the store refused" in message:
+        return f"{edit(run, 'the credentials of workers in spec.workers.template: envFrom, or serviceAccountName')}\n"
+    return ""
 
 
 def failures(facts: Facts, run: Run) -> Iterator[Finding]:
@@ -55,13 +80,18 @@ def failures(facts: Facts, run: Run) -> Iterator[Finding]:
     for kind, item in newest.items():
         has_progressed = run.failing_since is None or (item.at is not None and item.at < run.failing_since)
         since = " The run has progressed since." if has_progressed else ""
-        log = f"kubectl inferencerun logs {run.name} -n {run.namespace} --previous --worker {item.pod}"
+        does = f"kubectl inferencerun logs {run.name} -n {run.namespace} --previous --worker {item.pod}"
+        if kind == FailureClass.IMAGE_PULL:  # it has said nothing
+            does = edit(run, IMAGE)
+        elif kind == FailureClass.OUT_OF_MEMORY:
+            memory = "resources.limits.memory of container worker in spec.workers.template"
+            does = f"{edit(run, f'{memory}, or spec.model.maxTokensPerBatch')}\n{does}"
         yield Finding(
             code=f"Workers{kind}",
             severity=Severity.NOTE if has_progressed else Severity.HINDERS,
             summary=f"{counts[kind]} worker(s) ended as {kind} in the last {RECENT.seconds // 60} minutes.{since}",
             evidence=failure_text((item,), told=item.advice),
-            fix="\n".join(filter(None, [log, item.advice])),
+            fix="\n".join(filter(None, [does, item.advice])),
         )
 
 
@@ -94,6 +124,8 @@ def idle(facts: Facts, run: Run) -> Iterator[Finding]:
             f"for {duration_text(last.silent_s)}: {last.detail}",
             fix=_reach_fix(run, [*idle_s], is_s3=last.store.startswith("s3:"), endpoint=last.endpoint),
         )
+        return
+    if waited_s < IDLE_S:
         return
     yield Finding(
         code="NoShardTaken",
@@ -130,8 +162,8 @@ def silence(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.HINDERS,
             summary=f"{len(silent)} worker(s) have committed nothing for {duration_text(worst.silent_s)}.",
             evidence=f"{worst.pod} on {worst.node} holds shard {worst.shard}",
-            fix=f"kubectl inferencerun logs {run.name} -n {run.namespace} --worker {worst.pod}; if it hangs: "
-            f"kubectl delete pod {worst.pod} -n {run.namespace}",
+            fix=f"kubectl inferencerun logs {run.name} -n {run.namespace} --worker {worst.pod}\n"
+            f"kubectl delete pod {worst.pod} -n {run.namespace}   # if it hangs",
         )
 
 
@@ -143,8 +175,8 @@ def shards(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.HINDERS,
             summary=f"{run.num_failed_shards} of {run.num_shards} shards have spent their budget of failures.",
             evidence=failure_text(run.last_failures),
-            fix=f"kubectl inferencerun failures {run.name} -n {run.namespace}; mend it, then "
-            f"kubectl inferencerun retry {run.name} -n {run.namespace}",
+            fix=f"kubectl inferencerun failures {run.name} -n {run.namespace}\n"
+            f"kubectl inferencerun retry {run.name} -n {run.namespace}   # once it is mended",
         )
     store = facts.store
     if store is not None and store.num_waiting_shards and store.next_claim_at is not None and not run.ready:
@@ -154,7 +186,7 @@ def shards(facts: Facts, run: Run) -> Iterator[Finding]:
             severity=Severity.NOTE,
             summary=f"{store.num_waiting_shards} shard(s) wait after failures before they are tried again.",
             evidence=f"the first in {duration_text(max(0.0, left_s))}",
-            fix=f"wait, or kubectl inferencerun retry {run.name} -n {run.namespace} --only-wake",
+            fix=f"kubectl inferencerun retry {run.name} -n {run.namespace} --only-wake   # or wait",
         )
     if run.num_quarantined:
         yield quarantine(run)
@@ -173,7 +205,7 @@ def quarantine(run: Run) -> Finding:
 
 def waste(run: Run) -> Iterator[Finding]:
     """GPU time that ends in nothing."""
-    if run.num_restarts < MIN_RESTARTS or run.goodput >= LOW_GOODPUT or not run.ready:
+    if run.num_restarts < MIN_RESTARTS or not 0 < run.goodput < LOW_GOODPUT or not run.ready:
         return
     evictions = run.by_class.get(FailureClass.SPOT_EVICTION, 0)
     by_class = ", ".join(f"{number} {name}" for name, number in sorted(run.by_class.items()))

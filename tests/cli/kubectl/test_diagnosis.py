@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -191,7 +193,7 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         ),
         "NotAcceptedSpecError",
         Severity.STOPS,
-        "kubectl edit irun swissprot -n proteins: correct spec.input",
+        "kubectl edit irun swissprot -n proteins   # correct spec.input",
     ),
     "input that is gone": (
         make_facts(make_run(conditions=condition("Accepted", "False", "SpecError", "input.uris: names no object"))),
@@ -199,11 +201,56 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         Severity.STOPS,
         "put the objects there",
     ),
+    "output in use, before anything is planned": (
+        make_facts(
+            make_run(num_shards=0, conditions=condition("Accepted", "False", "OutputInUse", "run a/b works on it"))
+        ),
+        "NotAcceptedOutputInUse",
+        Severity.STOPS,
+        "kubectl edit irun swissprot -n proteins   # another spec.output.uri",
+    ),
+    "another run's output": (
+        make_facts(
+            make_run(num_shards=0, conditions=condition("Accepted", "False", "IncompatibleRun", "another input"))
+        ),
+        "NotAcceptedIncompatibleRun",
+        Severity.STOPS,
+        "kubectl edit irun swissprot -n proteins   # another spec.output.uri, or spec.resume: Restart",
+    ),
+    "a run that has become another": (
+        make_facts(make_run(conditions=condition("Accepted", "False", "IncompatibleRun", "another model"))),
+        "NotAcceptedIncompatibleRun",
+        Severity.STOPS,
+        "# what was changed back to what it was, or spec.resume: Restart",
+    ),
+    "identity changed": (
+        make_facts(make_run(conditions=condition("Accepted", "False", "Immutable", "spec.output.uri: cannot change"))),
+        "NotAcceptedImmutable",
+        Severity.STOPS,
+        "kubectl get irun swissprot -n proteins -o yaml   #",
+    ),
+    "a path for an output": (
+        make_facts(
+            make_run(num_shards=0, conditions=condition("Accepted", "False", "PathUnusable", "/data: read-only")),
+            store=Store(problem="/data is a path in the worker pods", is_in_pods=True),
+        ),
+        "NotAcceptedPathUnusable",
+        Severity.STOPS,
+        "kubectl edit irun swissprot -n proteins   # spec.output.uri and spec.input.uris in a bucket",
+    ),
+    "a bucket that does not exist": (
+        make_facts(
+            make_run(num_shards=0, conditions=condition("Planned", "False", "AccessDenied", "404 NoSuchBucket: in"))
+        ),
+        "NotPlannedAccessDenied",
+        Severity.STOPS,
+        "kubectl edit irun swissprot -n proteins   # the bucket in spec.input.uris or spec.output.uri",
+    ),
     "output in use": (
         make_facts(make_run(conditions=condition("Accepted", "False", "OutputInUse", "run a/b works on it"))),
         "NotAcceptedOutputInUse",
         Severity.STOPS,
-        "choose another spec.output.uri",
+        "wait: it starts by itself once the other run has ended or is deleted",
     ),
     "controller's store": (
         make_facts(make_run(conditions=condition("Planned", "False", "AccessDenied", "403"))),
@@ -229,7 +276,7 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         make_facts(make_run(num_shards=0), store=Store(input_problem="names no object")),
         "InputMissing",
         Severity.STOPS,
-        "correct spec.input, which is accepted",
+        "correct spec.input: that is accepted",
     ),
     "clock": (make_facts(store=Store(skew_s=-600)), "ClockSkew", Severity.HINDERS, "10 min 00 s behind"),
     "queue": (
@@ -253,7 +300,7 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         ),
         "QuotaExceeded",
         Severity.HINDERS,
-        "kubectl describe resourcequota gpus -n proteins; raise it, or kubectl inferencerun scale swissprot 1",
+        "kubectl describe resourcequota gpus -n proteins   # raise it, or\nkubectl inferencerun scale swissprot 1 -n ",
     ),
     "service account": (
         make_facts(
@@ -432,6 +479,12 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         Severity.STOPS,
         "imagePullSecrets",
     ),
+    "image of waiting pods": (
+        make_facts(IDLE, pods=(waiting("ErrImagePull", "no such host"),)),
+        "Image",
+        Severity.STOPS,
+        "kubectl delete pods -n proteins -l inferencerun.dev/run=swissprot --field-selector status.phase=Pending",
+    ),
     "image never pulled": (
         make_facts(IDLE, pods=(waiting("ErrImageNeverPull"),)),
         "Image",
@@ -503,6 +556,18 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
         Severity.STOPS,
         "One worker tries in 1 min 30 s.",
     ),
+    "an image that did not come": (
+        make_facts(make_run(failing_since=ago(60), last_failures=(failure("ImagePull"),))),
+        "WorkersImagePull",
+        Severity.HINDERS,
+        "OOMKilled kubectl edit irun swissprot -n proteins   # image of container worker",
+    ),
+    "too little memory": (
+        make_facts(make_run(failing_since=ago(60), last_failures=(failure(),))),
+        "WorkersOutOfMemory",
+        Severity.HINDERS,
+        "kubectl edit irun swissprot -n proteins   # resources.limits.memory of container worker",
+    ),
     "failures": (
         make_facts(make_run(failing_since=ago(200), last_failures=(failure(at=ago(200)), failure()))),
         "WorkersOutOfMemory",
@@ -529,6 +594,12 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
             "1 worker(s) have taken no shard for 40 s: the store does not answer them. the log of swissprot-0-0: no answer "
             "from s3://bucket/out at https://bucket.s3.amazonaws.com for 22 s: plan.json: connect timeout"
         ),
+    ),
+    "store that is silent at once": (
+        make_facts(replace(UNCLAIMED, idle={"uid": ago(12)}), silences=(SILENCE,)),
+        "StoreUnreached",
+        Severity.STOPS,
+        "have taken no shard for 12 s",
     ),
     "what lets workers reach a store": (
         make_facts(replace(UNCLAIMED, num_running_shards=1), silences=(SILENCE,)),
@@ -743,6 +814,8 @@ WELL = {
     "an old failure": make_facts(make_run(last_failures=(failure(at=ago(3600)),))),
     "a failure before somebody stepped in": make_facts(make_run(begun_at=ago(30), last_failures=(failure(),))),
     "a worker that has just begun": make_facts(replace(UNCLAIMED, idle={"uid": ago(20)})),
+    "workers without a shard for as long as a start takes": make_facts(replace(UNCLAIMED, idle={"uid": ago(29)})),
+    "no record yet, however much time": make_facts(make_run(goodput=0.0, num_restarts=3)),
     "a worker without a shard, and none free": make_facts(replace(UNCLAIMED, num_running_shards=2)),
     "a worker that has a shard by now": make_facts(
         UNCLAIMED,
@@ -810,6 +883,51 @@ def test_what_opened_the_breaker_is_said_once() -> None:
         "no worker is started: OOMKilled; more memory | last failure: OutOfMemory, swissprot-1-3 on node-b"
     )
     assert found.fix.startswith("kubectl inferencerun retry swissprot -n proteins ")
+
+
+@pytest.mark.parametrize(
+    ("message", "fix"),
+    [
+        ('secret "store" not found', "kubectl create secret generic store -n proteins --from-literal=KEY=VALUE"),
+        ("it cannot start (ErrImageNeverPull): no such image", "kubectl edit irun swissprot -n proteins   # image"),
+        ("exit 69: the store refused: 403", "kubectl edit irun swissprot -n proteins   # the credentials of workers"),
+        ("ModelError: f failed", "kubectl edit irun swissprot -n proteins   # spec.model.parameters, and spec.resume"),
+    ],
+)
+def test_an_open_breaker_says_first_what_mends_its_cause(message: str, fix: str) -> None:
+    """A breaker that opens before doctor is asked hides the pod that could not start; its cause is mended all the same."""
+    run = replace(IDLE, desired=0, conditions=condition("CircuitOpen", "True", "X", message))
+
+    (found,) = diagnose(make_facts(run, pods=()))
+
+    assert found.fix.startswith(fix)
+    assert "\nkubectl inferencerun retry swissprot -n proteins " in found.fix
+
+
+def test_a_run_that_has_failed_for_its_model_says_how_to_change_it() -> None:
+    """Its parameters may be changed in place where a new generation is asked for; a retry alone would fail again."""
+    run = make_run(
+        phase="Failed", conditions=condition("Failed", "True", "X", "2 shard(s) failed: ModelError: f failed")
+    )
+
+    (found,) = diagnose(make_facts(run))
+
+    assert [line.partition("   # ")[0] for line in found.fix.splitlines()] == [
+        "kubectl inferencerun failures swissprot -n proteins",
+        "kubectl edit irun swissprot -n proteins",
+        "kubectl inferencerun retry swissprot -n proteins",
+    ]
+
+
+@pytest.mark.parametrize("facts", [facts for facts, *_ in CASES.values()], ids=CASES)
+def test_a_line_that_begins_with_a_command_is_one(facts: Facts) -> None:
+    """A shell takes it as it stands: what is said besides is a comment, or a line of its own."""
+    lines = [line for item in diagnose(facts) for line in item.fix.splitlines()]
+    commands = [line for line in lines if line.startswith(("kubectl ", "helm "))]
+    words = [word for line in commands for word in shlex.split(line, comments=True)]
+
+    assert [word for word in words if word.endswith((",", ":", ";")) or word in {"or", "and", "then"}] == []
+    assert [line for line in lines if line not in commands and re.search(r"kubectl \w+ .*-n ", line)] == []
 
 
 @pytest.mark.parametrize("message", ["GPU", "no GPU node", "too many"])

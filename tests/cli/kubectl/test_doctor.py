@@ -401,6 +401,7 @@ def test_a_controller_that_does_not_start_is_looked_at(cluster: FakeCluster) -> 
 
 
 READY = [{"type": "Ready", "status": "True"}]
+LAST_WORDS = {"level": "error", "message": "cannot start", "detail": "port 8080: in use"}
 ENDED = {"exitCode": 64, "reason": "Error", "message": "Traceback\nSpecError: no such setting\n"}
 
 
@@ -422,11 +423,15 @@ ENDED = {"exitCode": 64, "reason": "Error", "message": "Traceback\nSpecError: no
             {"last_end": "exit 64, Error, SpecError: no such setting"},
         ),
         (
+            {"containerStatuses": [{"state": {"terminated": {**ENDED, "message": json.dumps(LAST_WORDS)}}}]},
+            {"last_end": "exit 64, Error, cannot start: port 8080: in use"},
+        ),
+        (
             {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]},
             {"unscheduled": "0/1 nodes"},
         ),
     ],
-    ids=["ready", "new", "in a loop", "ended", "without a node"],
+    ids=["ready", "new", "in a loop", "ended", "last line of a log", "without a node"],
 )
 def test_what_keeps_a_controller_is_read(status: dict[str, Any], expected: dict[str, str] | None) -> None:
     """Whatever of it the kubelet has written; one that is ready is kept by nothing."""
