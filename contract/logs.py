@@ -46,3 +46,5 @@ def configure(**always: object) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(**always))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("botocore", "boto3"):  # at each new client they say where they found its endpoint
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -39,6 +39,7 @@ from controller.tools import Tools
 logger = logging.getLogger("controller")
 
 NAME = "inferencerun-operator"
+HEALTH_PORT = "INFERENCERUN_CONTROLLER_HEALTH_PORT"
 GIVE_UP_S = 3.0
 """For leaving the Lease at the end: whoever is next waits a little longer otherwise."""
 
@@ -53,30 +54,38 @@ def main() -> int:
         logger.error("cannot start", extra={"detail": str(error)})  # noqa: TRY400  (the user's mistake, not ours)
         return int(error.exit_code)
     logging.getLogger().setLevel(settings.log_level)
-    for chatty in ("botocore", "boto3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     return asyncio.run(_run(settings))
 
 
 async def _run(settings: Settings) -> int:
     metrics = ControllerMetrics()
     writes = TokenBucket(settings.api_qps, settings.api_burst)
-    cluster = Cluster(connection, writes=writes, name=NAME, observe=metrics.requested)
-    # Renewals must not queue behind the creation of hundreds of pods.
-    lease_cluster = Cluster(connection, writes=TokenBucket(10, 10), name=NAME, observe=metrics.requested)
-    with ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store") as executor:
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = Cluster(connection, writes=writes, name=NAME, observe=metrics.requested)
+        stack.push_async_callback(cluster.close)
+        # Renewals must not queue behind the creation of hundreds of pods.
+        lease_cluster = Cluster(connection, writes=TokenBucket(10, 10), name=NAME, observe=metrics.requested)
+        stack.push_async_callback(lease_cluster.close)
+        executor = stack.enter_context(ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store"))
         process = _Process(settings, cluster, Leader(lease_cluster, settings, now=_now), executor, metrics)
         metrics.show(
             runs=process.resources, is_leading=lambda: process.leader.is_leading, ages_s=process.ages_s, now=_now
         )
-        probes = await serve(
-            address=settings.health_address,
-            port=settings.health_port,
-            is_ready=process.is_ready,
-            ages_s=process.ages_s,
-            limit_s=settings.stale_watch_s,
-            metrics=metrics.text,
-        )
+        try:
+            probes = await serve(
+                address=settings.health_address,
+                port=settings.health_port,
+                is_ready=process.is_ready,
+                ages_s=process.ages_s,
+                limit_s=settings.stale_watch_s,
+                metrics=metrics.text,
+            )
+        except OSError as error:
+            detail = (
+                f"{HEALTH_PORT} {settings.health_port}: {error}; choose a free one (controller.healthPort of the chart)"
+            )
+            logger.error("cannot start", extra={"detail": detail})  # noqa: TRY400  (the words are the system's, and enough)
+            return 1
         try:
             return await process.work()
         finally:
@@ -84,8 +93,6 @@ async def _run(settings: Settings) -> int:
             with contextlib.suppress(TimeoutError):  # it is a courtesy
                 await asyncio.wait_for(process.leader.give_up(), GIVE_UP_S)
             await probes.cleanup()
-            await cluster.close()
-            await lease_cluster.close()
             executor.shutdown(wait=False, cancel_futures=True)
 
 

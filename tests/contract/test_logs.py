@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,3 +36,15 @@ def test_a_traceback_and_values_that_json_does_not_know_stay_one_line() -> None:
 
     assert "ValueError: invalid literal" in str(found["traceback"])
     assert found["where"] == "here"
+
+
+def test_only_our_own_words_are_in_the_log_of_a_pod() -> None:
+    """The store's client says at each start where it found its endpoint, among the lines that somebody looks for."""
+    program = (
+        "import logging; from contract import logs; logs.configure(run='x'); "
+        "logging.getLogger('botocore.regions').info('Found endpoint'); logging.getLogger('worker').info('claimed')"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert [json.loads(text)["message"] for text in done.stderr.splitlines()] == ["claimed"]
