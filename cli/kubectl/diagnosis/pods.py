@@ -121,7 +121,9 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
         mounts = [
             item for item in recent(facts.events, facts.now) if item.of == pod.name and item.reason == "FailedMount"
         ]
-        text = pod.waiting_message or (mounts[-1].message if mounts else "")
+        # After two minutes the kubelet says besides that it has waited in vain, which hides what for.
+        told_why = [item for item in mounts if MISSING.search(item.message)] or mounts
+        text = pod.waiting_message or (told_why[-1].message if told_why else "")
         missing = MISSING.search(text)
         key = (pod.waiting_reason, missing[2] if missing else pod.image)
         if key in told:
@@ -145,7 +147,7 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
                 severity=severity,
                 summary=f"Worker {pod.name} waits for a volume.",
                 evidence=text,
-                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{edit(run, 'spec.workers.template')}",
+                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{_other_template(run)}",
             )
         elif pod.waiting_reason not in {"", "ContainerCreating", "PodInitializing"}:
             told.add(key)
@@ -154,7 +156,7 @@ def waiting(facts: Facts, run: Run) -> Iterator[Finding]:
                 severity=severity,
                 summary=f"Worker {pod.name} cannot be started on node {pod.node}.",
                 evidence=f"{pod.waiting_reason}: {text}",
-                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{edit(run, 'spec.workers.template')}",
+                fix=f"kubectl describe pod {pod.name} -n {run.namespace}\n{_other_template(run)}",
             )
 
 
@@ -179,8 +181,12 @@ def _missing_object(run: Run, pod: Pod, kind: str, name: str, text: str, severit
         severity=severity,
         summary=f"The {'Secret' if is_secret else 'ConfigMap'} {name!r} that the workers need does not exist.",
         evidence=f"{pod.name}: {text}",
-        fix=missing_fix(run, kind, name),
+        fix=f"{missing_fix(run, kind, name)}\n{renew(run)}",
     )
+
+
+def _other_template(run: Run) -> str:
+    return f"{edit(run, 'spec.workers.template')}\n{renew(run)}"
 
 
 def missing_fix(run: Run, kind: str, name: str) -> str:

@@ -508,6 +508,12 @@ CASES: dict[str, tuple[Facts, str, Severity, str]] = {
                     message='MountVolume.SetUp failed for volume "v" : configmap "model" not found',
                     at=ago(20),
                 ),
+                Event(
+                    of="swissprot-0-0",
+                    reason="FailedMount",
+                    message="Unable to attach or mount volumes: unmounted volumes=[v]: timed out waiting for the condition",
+                    at=ago(10),
+                ),
             ),
         ),
         "ConfigMapMissing",
@@ -883,6 +889,22 @@ def test_what_opened_the_breaker_is_said_once() -> None:
         "no worker is started: OOMKilled; more memory | last failure: OutOfMemory, swissprot-1-3 on node-b"
     )
     assert found.fix.startswith("kubectl inferencerun retry swissprot -n proteins ")
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        waiting("CreateContainerConfigError", 'configmap "model" not found'),
+        waiting("ErrImagePull"),
+        waiting("CreateContainerError", "no such command"),
+    ],
+    ids=["missing", "image", "command"],
+)
+def test_pods_that_wait_are_made_anew_once_the_template_is_mended(pod: Pod) -> None:
+    """They keep the template they were made with, and would wait for what nobody will ever make."""
+    (found,) = diagnose(make_facts(IDLE, pods=(pod,)))
+
+    assert found.fix.splitlines()[-1].startswith("kubectl delete pods -n proteins -l inferencerun.dev/run=swissprot ")
 
 
 @pytest.mark.parametrize(
