@@ -43,7 +43,7 @@ class Ledger:
     retried_for: str = ""
     """Value of the retry annotation that has been carried out."""
     restarted_for: int | None = None
-    """metadata.generation whose `resume: Restart` has been carried out."""
+    """metadata.generation at which `resume: Restart` was last seen carried out; None = it has been Auto since."""
 
 
 def retried(ledger: Ledger, stamp: str) -> Ledger:

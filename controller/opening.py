@@ -102,7 +102,7 @@ class RunOpener:
 
         run.json has the last word: `status.memory` may have been lost, and workers of the new generation be at work.
         """
-        request = self._restart_to_note(run, noted)
+        request = await self._restart_to_note(run, noted)
         if request is None:
             return False
         with _refusing(run):
@@ -111,20 +111,30 @@ class RunOpener:
 
     async def open(self, run: InferenceRun, noted: Ledger) -> Ledger:
         """Open the run in its store, again when what it computes has changed in the spec; raises Refused."""
-        request = self._restart_to_note(run, noted)
+        request = await self._restart_to_note(run, noted)
         is_same = self._opened_as == _asked(run) and request is None
         if self._opened is None or not (is_same or self._opened_for == run.resource_generation):
             await self._open(run, request, has_begun=bool(noted.output_uri))
         # Said each time: what an earlier look found may not have reached the status.
         if request is not None:
             fresh = RunMemory(conditions=noted.memory.conditions)
-            noted = replace(noted, memory=fresh, restarted_for=run.resource_generation)
+            noted = replace(noted, memory=fresh)
+        restarted_for = run.resource_generation if run.spec.resume is Resume.RESTART else None
+        noted = replace(noted, restarted_for=restarted_for)
         return replace(noted, output_uri=run.spec.output.uri, store_generation=self.opened.record.generation)
 
-    def _restart_to_note(self, run: InferenceRun, noted: Ledger) -> str | None:
-        """What asks for a new generation, as run.json keeps it; None = nothing does, or it is known to be open."""
+    async def _restart_to_note(self, run: InferenceRun, noted: Ledger) -> str | None:
+        """What asks for a new generation, as run.json keeps it; None = nothing does, or it is known to be open.
+
+        `resume: Restart` stays in the spec once it has been carried out. To scale or suspend the run then must not begin it
+        anew: only a spec that is another run's asks again, or one in which it was Auto meanwhile.
+        """
         if run.spec.resume is not Resume.RESTART or noted.restarted_for == run.resource_generation:
             return None
+        if noted.restarted_for is not None:
+            with _refusing(run):
+                if await self._tools.blocking(_holds, self._store_of(run), run):
+                    return None
         return f"{self._resource.key.uid}/{run.resource_generation}"
 
     async def _open(self, run: InferenceRun, request: str | None, *, has_begun: bool) -> None:
@@ -186,6 +196,14 @@ def _path_refusal(run: InferenceRun, error: Exception, cause: OSError) -> str:
 def _asked(run: InferenceRun) -> object:
     """What of the spec decides which run this is."""
     return run.spec.input, run.spec.output, run.spec.model
+
+
+def _holds(store: RunStore, run: InferenceRun) -> bool:
+    """Whether the output holds what the spec asks for, of the input as it was listed."""
+    try:
+        return store.resumed(run) is not None
+    except IncompatibleRun:
+        return False
 
 
 def _opened(

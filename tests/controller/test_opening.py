@@ -152,6 +152,45 @@ async def end_pods(found: Bench) -> None:
     await found.until(lambda: all(pod.is_deleted for pod in found.pods_known), "the pods to go")
 
 
+@pytest.mark.parametrize("parts", [{"workers": {"count": 2}}, {"suspend": True}], ids=["scaled", "suspended"])
+def test_a_restart_is_done_once_whatever_else_changes(tmp_path: Path, parts: dict[str, Any]) -> None:
+    """`resume: Restart` stays in the spec: who scales or suspends the run does not ask for all of its work again."""
+
+    async def scenario(found: Bench) -> None:
+        await restart(found)
+        for change in (parts, {"activeDeadlineSeconds": 1000}):
+            change_spec(found, **change)
+            await begun_anew(found)._turn()
+
+        assert refusal(found) == ""
+        assert record(found).generation == 2
+        assert ledger.from_status(found.status).restarted_for == 4
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("is_asked_anew", [False, True], ids=["another model", "Auto in between"])
+def test_a_restart_is_done_again_when_it_is_asked_for_again(tmp_path: Path, *, is_asked_anew: bool) -> None:
+    """By a spec that is another run's, or by whoever has taken it back and asks anew."""
+
+    async def scenario(found: Bench) -> None:
+        await restart(found)
+        if is_asked_anew:
+            change_spec(found, resume="Auto")
+            await begun_anew(found)._turn()
+            assert record(found).generation == 2
+            change_spec(found, resume="Restart")
+        else:
+            change_spec(found, model={"name": "torch", "source": "m:f"})
+        await end_pods(found)
+        await begun_anew(found)._turn()
+
+        assert refusal(found) == ""
+        assert record(found).generation == 3
+
+    play(tmp_path, scenario)
+
+
 def test_a_restart_takes_what_is_there_now(tmp_path: Path) -> None:
     """The new generation has a plan of its own."""
 
