@@ -83,6 +83,17 @@ def test_a_mistake_is_corrected_in_place(
     assert broken_rules(make.resource(new), SCHEMA, old=before) == []
 
 
+@pytest.mark.parametrize(("old", "new", "message"), [item for item in CHANGES if item[2]])
+def test_a_new_generation_may_be_of_another_input_or_model(
+    old: dict[str, Any], new: dict[str, Any], message: str
+) -> None:
+    """`resume: Restart` opens one for what the spec asks for now; where that is written to stays."""
+    before = {**make.resource(old), "status": BEGUN}
+    broken = broken_rules(make.resource({**new, "resume": "Restart"}), SCHEMA, old=before)
+
+    assert bool(broken) == ("output" in message)
+
+
 @pytest.mark.parametrize(("changes"), [{}, FULL, ESM2, {"model": {"maxLength": None}}])
 def test_a_new_run_meets_no_rule(changes: dict[str, Any]) -> None:
     """Valid resources are created without complaint: rules about changes wait for a change."""

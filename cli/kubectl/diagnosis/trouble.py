@@ -54,7 +54,7 @@ def mended(run: Run, message: str) -> str:
     if missing is not None:
         return f"{missing_fix(run, missing[1], missing[2])}\n"
     if "ModelError" in message:
-        return f"{edit(run, 'spec.model.parameters, and spec.resume: Restart with them; or mend the model itself')}\n"
+        return f"{edit(run, 'spec.model, and spec.resume: Restart with it; or mend the model itself')}\n"
     if any(reason in message for reason in IMAGE_REASONS):
         return f"{edit(run, IMAGE)}\n"
     if "the store refused" in message:

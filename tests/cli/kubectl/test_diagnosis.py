@@ -913,7 +913,7 @@ def test_pods_that_wait_are_made_anew_once_the_template_is_mended(pod: Pod) -> N
         ('secret "store" not found', "kubectl create secret generic store -n proteins --from-literal=KEY=VALUE"),
         ("it cannot start (ErrImageNeverPull): no such image", "kubectl edit irun swissprot -n proteins   # image"),
         ("exit 69: the store refused: 403", "kubectl edit irun swissprot -n proteins   # the credentials of workers"),
-        ("ModelError: f failed", "kubectl edit irun swissprot -n proteins   # spec.model.parameters, and spec.resume"),
+        ("ModelError: f failed", "kubectl edit irun swissprot -n proteins   # spec.model, and spec.resume"),
     ],
 )
 def test_an_open_breaker_says_first_what_mends_its_cause(message: str, fix: str) -> None:
