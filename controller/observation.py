@@ -106,6 +106,10 @@ class Observation:
         """The pod, None when it is forgotten or was never seen."""
         return self.pods.entries.get(uid) or self._ended.get(uid)
 
+    def is_to_be_noted(self, uid: str) -> bool:
+        """Whether the pod is known and not forgotten: what was decided of one that is, was decided before."""
+        return uid not in self._forgotten and self.pod(uid) is not None
+
     def forget(self, uid: str) -> None:
         """Its end has been taken note of: nothing more is to be kept of it, now or once it is deleted."""
         _remember(self._forgotten, uid)

@@ -214,7 +214,7 @@ class RunReconciler:
     ) -> bool:
         """Apply the actions; False when one could not be, and the rest waits for a new look."""
         store, generation = self._opener.store, self._opener.opened.record.generation
-        actions = [action for action in decision.actions if not self._is_under_way(action)]
+        actions = [action for action in decision.actions if not self._is_taken_care_of(action)]
         releases = [action for action in actions if isinstance(action, ReleaseShard)]
         if releases and not await self._tools.blocking(store.release_all, releases, generation):
             return False
@@ -246,8 +246,11 @@ class RunReconciler:
         self._farewells.raise_failure()
         return True
 
-    def _is_under_way(self, action: Action) -> bool:
-        return isinstance(action, KeepLog | ForgetWorker) and action.uid in self._farewells
+    def _is_taken_care_of(self, action: Action) -> bool:
+        """Whether the worker is on its way out, or has gone since it was looked at."""
+        if not isinstance(action, KeepLog | ForgetWorker):
+            return False
+        return action.uid in self._farewells or not self._tools.observation.is_to_be_noted(action.uid)
 
     async def _keep_log(self, worker: ForgetWorker, store: RunStore, generation: int) -> None:
         content = await self._pods.log_tail(worker.name)

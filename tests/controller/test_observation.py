@@ -36,6 +36,22 @@ def test_a_deleted_pod_is_kept_until_its_end_is_noted() -> None:
     asyncio.run(scenario())
 
 
+def test_a_pod_is_to_be_noted_until_it_is_forgotten() -> None:
+    """Whether its deletion shows before or after: a look that began earlier must not ask for its log again."""
+
+    async def scenario() -> None:
+        observation = observed()
+        noted = [observation.is_to_be_noted("p-1")]
+        observation.forget("p-1")
+        noted.append(observation.is_to_be_noted("p-1"))
+        observation.pods.drop("p-1")
+        noted.append(observation.is_to_be_noted("p-1"))
+
+        assert noted == [True, False, False]
+
+    asyncio.run(scenario())
+
+
 def test_a_pod_that_outlives_its_run_is_kept_while_it_lives() -> None:
     """The next run of that name waits for its name; nobody takes note of its end, so nothing stays of it."""
 
