@@ -103,7 +103,9 @@ def judged(
     if flight is not None and flight.has_committed and ran_s is not None and not verdict.node_score:
         started_at = now - timedelta(seconds=ran_s)
         memory = replace(memory, nodes=node_progressed(memory.nodes, node=dead.node, claimed_at=started_at))
-    if verdict.failure_class not in {FailureClass.DONE, FailureClass.SPOT_EVICTION}:
+    if verdict.failure_class not in {FailureClass.DONE, FailureClass.SPOT_EVICTION} and not _may_be_eviction(
+        verdict, dead.evidence
+    ):
         memory = replace(memory, ended=(*memory.ended, Ended(uid=dead.uid, failure_class=verdict.failure_class)))
     if verdict.failure_class in {FailureClass.DONE, FailureClass.INTENDED}:
         return verdict, memory
@@ -132,6 +134,15 @@ def judged(
             ),
         )
     return verdict, memory
+
+
+def _may_be_eviction(verdict: Verdict, seen: Evidence) -> bool:
+    """Whether all that is known is that somebody deleted it; then the worker's own word that it drained stands.
+
+    Before 1.26 an eviction looks like that, should the pod go before its exit code is shown.
+    """
+    is_explained = seen.intent is not None or seen.has_termination_target or seen.exit_code is not None
+    return verdict.failure_class is FailureClass.INTENDED and not is_explained
 
 
 def with_restarts_counted(memory: RunMemory, observed: Observed) -> RunMemory:

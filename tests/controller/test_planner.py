@@ -77,8 +77,9 @@ def _looks(*looks: Observed, run: InferenceRun | None = None) -> list[dict[str, 
         (Evidence(exit_code=143, has_termination_target=True), "Intended"),
         (Evidence(exit_code=143, intent=Intent.ATTEMPT_TIMEOUT), "Transient"),
         (Evidence(exit_code=143), "SpotEviction"),
+        (Evidence(has_deletion_timestamp=True), "SpotEviction"),
     ],
-    ids=["scaled down", "suspended", "its queue ended it", "took too long", "evicted"],
+    ids=["scaled down", "suspended", "its queue ended it", "took too long", "evicted", "deleted, and no code was seen"],
 )
 @pytest.mark.parametrize("is_late", [False, True], ids=["", "manifests are read before it ends"])
 def test_a_drain_is_counted_as_what_it_was(seen: Evidence, counted_as: str, *, is_late: bool) -> None:

@@ -182,8 +182,11 @@ def test_pods_that_are_evicted_or_deleted(
     with capsys.disabled():
         print(f"\nfailure -> replacement: {', '.join(f'{wait_s:.2f}' for wait_s in waits)} s")  # noqa: T201
 
-    assert status["restarts"]["total"] == len(harms)
-    assert status["restarts"]["byClass"].get("SpotEviction", 0) >= EVICTIONS
+    # Whoever had just completed its shard was not interrupted: it is as good as done, and no restart.
+    interrupted = harmed & {attempt["pod"] for manifest in run.manifests() for attempt in manifest["attempts"]}
+    assert len(interrupted) > len(harms) / 2
+    assert status["restarts"]["total"] == len(interrupted)
+    assert status["restarts"]["byClass"].get("SpotEviction", 0) >= len(interrupted) - 2
     assert len(waits) >= len(harms) - 2  # the last ones may have had no successor: their work was taken over
     assert waits[-1] <= RESPONSE_S
 
