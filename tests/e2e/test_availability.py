@@ -16,7 +16,7 @@ from tests.cluster.cluster import Cluster
 from tests.e2e.access import image_values
 from tests.e2e.operator import Api, evict, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 RELEASE = "pair-inferencerun-operator"
 VALUES: dict[str, Any] = {
@@ -37,7 +37,7 @@ def helm(cluster: Cluster, namespace: str) -> Iterator[Config]:
 
 
 def test_two_controllers_of_one_installation(helm: Config, api: Api, namespace: str) -> None:
-    """They spread, the budget lets one be evicted at a time, the other leads at once, and an upgrade never has one less."""
+    """They spread, the budget lets one be evicted at a time, another leads at once, and an upgrade never has one less."""
     apps = kubernetes.client.AppsV1Api(api.core.api_client)
     leases = kubernetes.client.CoordinationV1Api(api.core.api_client)
     values = {**VALUES, "controller": {**VALUES["controller"], "watchNamespace": namespace}}
@@ -69,10 +69,10 @@ def test_two_controllers_of_one_installation(helm: Config, api: Api, namespace: 
     (other,) = set(spread) - {first}
     with pytest.raises(ApiException) as refused:
         evict(api, other, namespace=namespace)
-    wait_for(lambda: leader() == other, "the other to lead", patience_s=60)
+    # The replacement of the evicted one may be faster than the other: it starts within a second, and both ask twice in one.
+    wait_for(lambda: leader() not in {"", first}, "another to lead", patience_s=60)
     took_s = time.monotonic() - evicted_s
-    # A kubelet may write an older status over a readiness it has just found, and looks again after 60 to 90 s only.
-    wait_for(lambda: num_ready() == 2, "two again", patience_s=120, why=state)
+    wait_for(lambda: num_ready() == 2, "two again", patience_s=60, why=state)
     older = pods().keys()
     helm.upgrade(CHART, "pair", {**values, "controller": {**values["controller"], "logLevel": "DEBUG"}})
     fewest = 2
