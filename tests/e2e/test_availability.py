@@ -61,6 +61,10 @@ def test_two_controllers_of_one_installation(helm: Config, api: Api, namespace: 
         found = api.core.list_namespaced_pod(namespace, label_selector=LABEL).items
         return [apps.read_namespaced_deployment(RELEASE, namespace).status, *(item.status for item in found)]
 
+    def num_open_nodes() -> int:
+        return sum(not node.spec.taints for node in api.core.list_node().items)
+
+    wait_for(lambda: num_open_nodes() >= 2, "two nodes that take pods", patience_s=60)
     helm.install(CHART, "pair", values)
     wait_for(lambda: num_ready() == 2, "two controllers to be ready", patience_s=120, why=state)
     first, spread = wait_for(leader, "one to lead"), pods()
